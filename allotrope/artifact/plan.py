@@ -1,0 +1,138 @@
+"""The plan: what an engine computes, as pure data.
+
+A plan is a list of calls over named slots. A slot is a string with its kind before the colon:
+
+    w:NAME   a packed weight        b:NAME   an activation buffer
+    s:NAME   made for each step     c:L.k    layer L's key (or value) cache
+
+Nothing here knows a family, a tactic or a device, so a plan can be run, captured, priced, compared,
+bisected and handed to C++.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from allotrope.ops.contract import Scalar
+
+TOKENS = "tokens"  # rows of a step: every token that it computes
+LOGITS = "logits"  # rows whose logits are wanted
+SAMPLES = "samples"  # rows from which a token is drawn
+REFERENCE = "reference"  # the tactic that runs an op's reference, in fp32
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An activation buffer `[rows, width]`; with `of`, columns `start : start + width` of another."""
+
+    rows: str  # TOKENS, LOGITS or SAMPLES
+    width: int
+    dtype: str = "compute"  # "compute", fp32 or int64
+    of: str | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed weight: which slots it is made of, with their shapes, and how they lie."""
+
+    parts: tuple[tuple[str, tuple[int, ...]], ...]
+    packing: str = "rows"
+    dtype: str = "compute"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The KV pool's shape: per layer two arrays `[pages, page_size, kv_heads · head_dim]`."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str = "compute"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op call. `tactics` picks by row count: the first entry whose bound is None or ≥ the rows."""
+
+    path: str  # "blocks.3.attn.q"
+    op: str
+    ins: Mapping[str, str]
+    outs: Mapping[str, str]
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    tactics: tuple[tuple[int | None, str], ...] = ((None, REFERENCE),)
+    shard: str | None = None  # which axis is split over devices; None: none
+
+    def tactic_for(self, rows: int) -> str:
+        """The tactic's name for this many rows."""
+        for bound, name in self.tactics:
+            if bound is None or rows <= bound:
+                return name
+        raise ValueError(f"{self.path}: no tactic for {rows} rows")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole step. `dtype` is the compute dtype; `fusions` names the rewrites applied."""
+
+    dtype: str
+    vocab: int
+    max_len: int
+    hidden: str  # the buffer that carries the residual stream from block to block
+    buffers: Mapping[str, Buffer]
+    weights: Mapping[str, Weight]
+    cache: Cache
+    calls: tuple[Call, ...]
+    fusions: tuple[str, ...] = ()
+
+    def blocks(self) -> Iterator[tuple[str, list[Call]]]:
+        """The calls, grouped as `embed`, `blocks.0`, …, `head`: runs of the same leading path."""
+        name, group = "", list[Call]()
+        for call in self.calls:
+            parts = call.path.split(".")
+            head = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
+            if head != name and group:
+                yield name, group
+                group = []
+            name = head
+            group.append(call)
+        if group:
+            yield name, group
+
+    def with_tactics(self, tactics: tuple[tuple[int | None, str], ...]) -> Plan:
+        """The same plan with every call computed by `tactics`."""
+        return replace(self, calls=tuple(replace(call, tactics=tactics) for call in self.calls))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_json`. Strict: an unknown or missing field is a TypeError."""
+        fields = dict(data)
+        fields["buffers"] = {name: Buffer(**spec) for name, spec in fields["buffers"].items()}
+        fields["weights"] = {
+            name: Weight(**{**spec, "parts": tuple((slot, tuple(shape)) for slot, shape in spec["parts"])})
+            for name, spec in fields["weights"].items()
+        }
+        fields["cache"] = Cache(**fields["cache"])
+        fields["calls"] = tuple(
+            Call(**{**call, "tactics": tuple((bound, name) for bound, name in call["tactics"])})
+            for call in fields["calls"]
+        )
+        fields["fusions"] = tuple(fields["fusions"])
+        return Plan(**fields)
+
+
+def kind(slot: str) -> str:
+    """`w`, `b`, `s` or `c`."""
+    return slot.partition(":")[0]
+
+
+def name(slot: str) -> str:
+    """What stands after the colon."""
+    return slot.partition(":")[2]

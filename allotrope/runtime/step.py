@@ -1,0 +1,57 @@
+"""The two records between scheduler and executor: one iteration's input and output.
+
+NumPy arrays at the border, so that a step can be handed to another process or to C++ as it is. R rows
+(requests that take part), T tokens in all; row r's tokens are `tokens[starts[r]:starts[r + 1]]` and stand
+at positions `first[r]`, `first[r] + 1`, …
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+WANT_NONE, WANT_LAST, WANT_ALL = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What one step computes. The scheduler fills every field; nobody changes one afterwards."""
+
+    slots: Ints  # [R] stable while a request runs
+    starts: Ints  # [R + 1]
+    first: Ints  # [R] position of the row's first token
+    tokens: Ints  # [T]
+    pages: Ints  # [R, P] the row's pages in order; -1 where it has none
+    want: npt.NDArray[np.uint8]  # [R] whose logits: WANT_NONE, WANT_LAST, WANT_ALL
+    sample: npt.NDArray[np.bool_]  # [R] draw a token from the row's last logits (needs WANT_LAST or WANT_ALL)
+    prompt_lens: Ints  # [R] prompt length at admission: fixes the rotary base of dynamic scalings
+    temperature: Floats  # [R] 0 is greedy
+    top_k: Ints  # [R] 0 is off
+    top_p: Floats  # [R] 1 is off
+    min_p: Floats  # [R] 0 is off
+    seeds: Longs  # [R] with the position, the whole state of a request's randomness
+    candidates: Ints  # [R] how many of the likeliest tokens to report
+    page_copies: Ints  # [C, 2] pages to copy (from, to) before anything else
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.slots)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step gave, row by row in the input's order."""
+
+    tokens: Ints  # [R] the token drawn, or -1
+    logprobs: Floats  # [R] its log-probability under the unfiltered distribution at temperature 1; NaN if none
+    candidates: tuple[tuple[tuple[int, float], ...], ...]  # [R] the likeliest (token, log-probability), best first
+    finite: npt.NDArray[np.bool_]  # [R] False: the row's logits held NaN or infinity, and its token means nothing
+    logits: Any = None  # on the executor's device, [rows wanted, vocab]; valid until the next step

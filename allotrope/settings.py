@@ -1,0 +1,39 @@
+"""The few environment variables, read in one place and only when asked for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from allotrope.errors import UsageError
+
+
+def cache_dir() -> Path:
+    """Where built engines, ceilings and timings are kept: ALLOTROPE_CACHE, or the user's cache folder.
+
+    Without a home (a locked-down service), a private folder under the system's temporary one.
+    """
+    chosen = os.environ.get("ALLOTROPE_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen) if os.environ.get("ALLOTROPE_CACHE") else Path(chosen) / "allotrope"
+    try:
+        return Path.home() / ".cache" / "allotrope"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"allotrope-{os.getuid()}"
+
+
+def assets() -> Path:
+    """Third-party test data: ALLOTROPE_ASSETS, or `../shared/assets` beside the project."""
+    chosen = os.environ.get("ALLOTROPE_ASSETS")
+    return Path(chosen) if chosen else Path(__file__).parents[2] / "shared" / "assets"
+
+
+def threads() -> int | None:
+    """ALLOTROPE_THREADS: how many CPU threads to use where no `--threads` was given."""
+    chosen = os.environ.get("ALLOTROPE_THREADS")
+    if not chosen:
+        return None
+    if not chosen.isdigit() or not 1 <= int(chosen) <= 1024:
+        raise UsageError(f"ALLOTROPE_THREADS is {chosen!r}", remedy="give a whole number from 1 to 1024")
+    return int(chosen)
