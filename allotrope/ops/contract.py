@@ -17,6 +17,9 @@ Scalar: TypeAlias = int | float | str | bool
 Array: TypeAlias = Any
 """A tensor of whichever library the tactic uses; contracts never look inside."""
 
+ELEMENT_BYTES: Mapping[str, int] = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "int32": 4, "int64": 8}
+"""The size of one element of a dtype tag, for costs."""
+
 
 class Role(StrEnum):
     """Who owns a tensor, and therefore where its memory comes from and what its dtype is."""

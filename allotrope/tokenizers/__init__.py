@@ -1,0 +1,7 @@
+"""Tokenizers behind one face: `load(folder)` gives a `Tokenizer`, `files(folder)` what an engine keeps of it."""
+
+from allotrope.tokenizers.base import Tokenizer
+from allotrope.tokenizers.detokenizer import Detokenizer
+from allotrope.tokenizers.loading import files, load
+
+__all__ = ["Detokenizer", "Tokenizer", "files", "load"]

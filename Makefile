@@ -1,0 +1,48 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.11 or 3.12.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEMO   ?= demo
+MODEL  ?= random:llama-15m
+# Two worker processes of one thread each: the suite is many small tests.
+PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: setup demo test test-slow test-gpu check bench clean
+
+setup: $(READY) ## the environment, pinned
+
+# torch first and by itself, so that pip takes the exact build that the constraints name.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: setup ## build an engine, prove it, and hear it speak
+	$(BIN)/allotrope doctor --measure
+	$(BIN)/allotrope inspect $(MODEL)
+	$(BIN)/allotrope build $(MODEL) -o $(DEMO)/engine --tune fast
+	$(BIN)/allotrope run $(DEMO)/engine "Diamond and graphite" --max-tokens 24
+	$(BIN)/allotrope verify $(DEMO)/engine
+
+test: setup ## the default suite: CPU, no network
+	$(PYTEST) -m "not gpu and not slow" tests
+
+test-slow: setup ## what takes minutes
+	$(BIN)/pytest -m "slow and not gpu" tests
+
+test-gpu: ## on a machine with a GPU, with that machine's own Python and torch
+	$(PYTHON) -m pytest -m gpu tests
+
+check: setup ## before each commit
+	$(BIN)/ruff check allotrope tests
+	$(BIN)/ruff format --check allotrope tests
+	$(BIN)/mypy
+	$(PYTEST) -x -m "not gpu and not slow" tests
+
+bench: setup ## loading, first token and decode speed of a real shape, beside the machine's limit
+	$(BIN)/python bench/step.py
+
+clean: ## everything that these targets made
+	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m allotrope`."""
+
+from allotrope.cli import entry
+
+entry()

@@ -1,0 +1,206 @@
+"""The builder: from a checkpoint to an engine folder. The only place that decides, and it writes down why."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from allotrope import __version__, tokenizers
+from allotrope.artifact import layout, manifest
+from allotrope.artifact.manifest import Manifest
+from allotrope.artifact.plan import Plan
+from allotrope.artifact.writer import EngineWriter, writing
+from allotrope.build import select
+from allotrope.build.check_whole import check_whole
+from allotrope.build.memory import Peak
+from allotrope.build.options import BuildOptions, check_parts
+from allotrope.build.pieces import Packer, drop_zero_biases
+from allotrope.build.select import Selection
+from allotrope.build.tasks import tasks
+from allotrope.build.timings import Timings
+from allotrope.build.tune import Tuner
+from allotrope.errors import TokenizerError, UsageError
+from allotrope.hw import peaks
+from allotrope.hw.detect import detect
+from allotrope.hw.device import Device
+from allotrope.hw.fingerprint import fingerprint, versions
+from allotrope.models.checkpoint import RANDOM
+from allotrope.models.lower import lower
+from allotrope.models.model import Model, open_model
+from allotrope.ops import registry
+from allotrope.runtime.eager import settle_torch
+
+
+class Advances(Protocol):
+    """What shows progress."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more units are done."""
+        ...
+
+
+class _Silent:
+    def advance(self, n: int = 1) -> None:
+        """Nobody looks."""
+
+
+Progress = Callable[[int, str], AbstractContextManager[Advances]]
+"""`progress(total, label)`, as a context that is advanced."""
+
+
+def silent(total: int, label: str) -> AbstractContextManager[Advances]:
+    """Shows nothing."""
+    return nullcontext(_Silent())
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build gives back; everything but the memory is in the engine, too."""
+
+    path: Path
+    manifest: Manifest
+    seconds: float
+    peak_memory_bytes: int
+
+
+def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress = silent) -> Built:
+    """Build the checkpoint `ref` into the folder `out`."""
+    began, peak = time.perf_counter(), Peak()
+    check_parts(options.without)
+    model = open_model(seeded(ref, options), allow_pickle=options.allow_pickle)
+    model.check_zero()
+    model.check_tied()
+    device = detect(options.device)
+    with writing(Path(out)) as writer, _threads(options.threads) as threads:
+        settle_torch(None)
+        lowered, zero = drop_zero_biases(model, lower(model.recipe, _dtype(model, options, device)))
+        limits = _limits(lowered, options)
+        selection, tuned = _select(lowered, options, device, threads, progress)
+        described = _describe(model, selection, options, device, limits)
+        _write(writer, model, selection.plan, options, progress)
+        with progress(1, "checking the whole model"):
+            whole = check_whole(writer.preview(described), lowered, device, options)
+        evidence = {
+            **described.evidence,
+            "dropped_zero_biases": zero,
+            "notes": list(model.mapped.notes),
+            "tuning": {"effort": options.tune, "threads": threads, **tuned},
+            "checks": {"whole_model": whole},
+            "versions": versions(),
+            "seconds": round(time.perf_counter() - began, 3),
+            "peak_memory_bytes": peak.bytes(),
+        }
+        described = writer.finish(replace(described, evidence=evidence))
+    return Built(Path(out), described, time.perf_counter() - began, peak.bytes())
+
+
+def seeded(ref: str, options: BuildOptions) -> str:
+    """`random:SHAPE` with the seed asked for, unless it names one itself."""
+    plain = ref.startswith(RANDOM) and "@" not in ref and options.seed
+    return f"{ref}@{options.seed}" if plain else ref
+
+
+def _dtype(model: Model, options: BuildOptions, device: Device) -> str:
+    if options.dtype != "auto":
+        return options.dtype
+    stored = model.dtypes[0]
+    return stored if device.kind == "cuda" and stored in ("fp16", "bf16") else "fp32"
+
+
+def _limits(plan: Plan, options: BuildOptions) -> Mapping[str, int]:
+    if options.max_len is not None and options.max_len > plan.max_len:
+        raise UsageError(f"max_len is {options.max_len}, the model's positions end at {plan.max_len}", where="build")
+    return {"max_batch": options.max_batch, "max_len": options.max_len or plan.max_len}
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[int]:
+    """Tune and check with as many threads as the engine will use."""
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _select(
+    plan: Plan, options: BuildOptions, device: Device, threads: int, progress: Progress
+) -> tuple[Selection, dict[str, Any]]:
+    if options.plan == "reference":
+        return select.reference(plan), {"timed": 0, "reused": 0}
+    todo = sum(len(task.problems) for task in tasks(plan, options.tune))
+    label = "checking tactics" if options.tune == "off" else "checking and timing tactics"
+    with progress(todo, label) as shown:
+        tuner = Tuner(device, options, Timings.load(device, threads), shown.advance)
+        selection = select.select(plan, options, tuner.trials, peaks.load(device))
+        kept = tuner.timings.save()
+    return selection, {"timed": tuner.timed, "reused": tuner.reused, "kept": kept}
+
+
+def _describe(
+    model: Model, selection: Selection, options: BuildOptions, device: Device, limits: Mapping[str, int]
+) -> Manifest:
+    used = {(call.op, name) for call in selection.plan.calls for _, name in call.tactics}
+    facts = fingerprint(device)
+    return Manifest(
+        schema=manifest.SCHEMA,
+        version=__version__,
+        family=model.family.name,
+        plan=selection.plan,
+        config=model.config,
+        generation=_generation(model),
+        source={
+            "path": model.checkpoint.origin,
+            "digest": model.checkpoint.digest(),
+            "random": model.checkpoint.origin.startswith(RANDOM),
+            "bytes": model.checkpoint.nbytes,
+        },
+        dtype=selection.plan.dtype,
+        device=asdict(device),
+        fingerprint={"hard": facts.hard, "soft": facts.soft},
+        tactics={f"{op}/{name}": registry.tactic(op, name).version for op, name in sorted(used)},
+        limits=limits,
+        options=options.to_json(),
+        evidence={
+            "choices": selection.choices,
+            "fusions": selection.fusions,
+            "batch_variance": {"allowed": options.allow_batch_variance, "calls_without_row_class": selection.varying},
+        },
+        files={},
+    )
+
+
+def _write(writer: EngineWriter, model: Model, plan: Plan, options: BuildOptions, progress: Progress) -> None:
+    total = sum(entry.nbytes for shard in layout.shards(plan) for entry in shard.entries)
+    with progress(total, "writing weights") as shown:
+        writer.weights(plan, Packer(model, plan, options.allow_nan), shown.advance)
+    writer.tokenizer(_tokenizer(model))
+
+
+def _tokenizer(model: Model) -> list[tuple[str, bytes]]:
+    """The checkpoint's tokenizer files as they are, if it has any; the byte tokenizer for a random shape."""
+    if model.tokenizer_dir is None:
+        return [("bytes.json", json.dumps({"vocab_size": model.recipe.vocab}).encode())]
+    try:
+        files = tokenizers.files(model.tokenizer_dir)
+    except TokenizerError as error:
+        if error.problem != "no tokenizer":
+            raise
+        return []  # such an engine is run with token ids
+    return [(path.name, path.read_bytes()) for path in files]
+
+
+def _generation(model: Model) -> Mapping[str, Any]:
+    """Token ids and defaults as published; a random shape has those of its byte tokenizer."""
+    if model.tokenizer_dir is None:
+        return {**model.generation, "bos_token_id": 1, "eos_token_ids": [2], "pad_token_id": 0}
+    return model.generation

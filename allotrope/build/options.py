@@ -1,0 +1,75 @@
+"""What a build is asked for: one immutable record, checked at birth and kept in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from allotrope.build.fuse import FUSIONS
+from allotrope.errors import UsageError
+
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+TUNE = ("full", "fast", "off")
+PLANS = ("best", "reference")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of `allotrope build`. `max_len` None is what the model allows; `threads` None is all cores."""
+
+    device: str = "auto"
+    dtype: str = "auto"  # auto: fp32 on a CPU; on a GPU the checkpoint's own, if it has 16 bits
+    tune: str = "full"
+    without: tuple[str, ...] = ()  # fusions and tactics that may not be used
+    plan: str = "best"
+    allow_batch_variance: bool = False
+    max_batch: int = 64
+    max_len: int | None = None
+    threads: int | None = None
+    allow_pickle: bool = False
+    allow_nan: bool = False
+    seed: int = 0  # of random weights and of the inputs that tactics are tried on
+
+    def __post_init__(self) -> None:
+        for name, choices in (("dtype", DTYPES), ("tune", TUNE), ("plan", PLANS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}", where="build", remedy=f"choose {', '.join(choices)}"
+                )
+        for name, most in (("max_batch", 65_536), ("max_len", 2**24), ("threads", 1024), ("seed", 2**63 - 1)):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
+            if value is not None and (type(value) is not int or not least <= value <= most):
+                raise UsageError(
+                    f"{name} is {value!r}", where="build", remedy=f"give a whole number, {least} to {most}"
+                )
+
+    @staticmethod
+    def of(**given: Any) -> BuildOptions:
+        """Options by name; an unknown name is an error that lists the known ones."""
+        unknown = sorted(set(given) - set(BuildOptions.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(BuildOptions.__dataclass_fields__)
+            raise UsageError(f"build has no option {unknown[0]!r}", remedy=f"options are {known}")
+        if "without" in given:
+            parts = given["without"]
+            given["without"] = tuple(parts.split(",") if isinstance(parts, str) else parts)
+        return BuildOptions(**given)
+
+    def to_json(self) -> Mapping[str, Any]:
+        """As kept in the engine."""
+        return {**asdict(self), "without": list(self.without)}
+
+
+def check_parts(parts: tuple[str, ...]) -> None:
+    """A UsageError that lists what there is, unless every part names a fusion or a tactic."""
+    from allotrope.ops import registry
+
+    tactics = {(op, tactic.name) for op in registry.names() for tactic in registry.tactics(op)}
+    known = (
+        {fusion.name for fusion in FUSIONS} | {name for _, name in tactics} | {f"{op}/{name}" for op, name in tactics}
+    )
+    unknown = [part for part in parts if part not in known]
+    if unknown:
+        listed = [fusion.name for fusion in FUSIONS] + sorted(f"{op}/{name}" for op, name in tactics)
+        raise UsageError(f"no part {unknown[0]!r} to build without", remedy=f"parts are {', '.join(listed)}")

@@ -1,0 +1,113 @@
+"""From the checkpoint's tensors to packed weights in the engine's dtype, a piece at a time."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from allotrope.artifact import plan as plans
+from allotrope.artifact.layout import stored_dtype
+from allotrope.artifact.plan import Plan
+from allotrope.build.fuse import FUSIONS
+from allotrope.errors import BuildError
+from allotrope.models.dtypes import cast, find_nonfinite
+from allotrope.models.model import Model
+from allotrope.ops.packing import PACKINGS, RawArray
+
+_PIECE = 1 << 20  # values in a piece
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Yields the packed weights of a plan. NaN, infinity and what overflows are errors that name the tensor."""
+
+    model: Model
+    plan: Plan
+    allow_nan: bool = False
+
+    def __call__(self, name: str) -> Iterable[RawArray]:
+        """Packed weight `name`, in order. Only a packing that is not `rows` holds the whole weight in memory."""
+        weight = self.plan.weights[name]
+        dtype = stored_dtype(self.plan, weight)
+        if weight.packing == "rows":
+            for slot, _ in weight.parts:
+                yield from self._cast(slot, dtype)
+        else:
+            parts = [np.concatenate(list(self._cast(slot, dtype))) for slot, _ in weight.parts]
+            yield PACKINGS[weight.packing].pack(parts)
+
+    def _cast(self, slot: str, dtype: str) -> Iterator[RawArray]:
+        """A slot's rows in `dtype`."""
+        source = self.model.sources[slot].name
+        stored = self.model.checkpoint.tensors[source].dtype
+        complained = False
+        for piece in rows_of(self.model, slot):
+            out = cast(piece, stored, dtype)
+            if find_nonfinite(out, dtype) and not complained:
+                complained = self._complain(source, piece, stored, dtype)
+            yield out
+
+    def _complain(self, source: str, piece: RawArray, stored: str, dtype: str) -> bool:
+        """Refuse, or warn once."""
+        where = self.model.checkpoint.origin
+        if not find_nonfinite(piece, stored):
+            remedy = "use --dtype bf16 or fp32"
+            raise BuildError(
+                f"tensor {source} does not fit {dtype}: it would become infinite", where=where, remedy=remedy
+            )
+        if not self.allow_nan:
+            remedy = "the checkpoint is damaged; --allow-nan builds it all the same"
+            raise BuildError(f"tensor {source} holds NaN or infinity", where=where, remedy=remedy)
+        warnings.warn(f"{where}: tensor {source} holds NaN or infinity", stacklevel=2)
+        return True
+
+
+def rows_of(model: Model, slot: str) -> Iterator[RawArray]:
+    """A slot's weight, some rows at a time; a transposed one is read whole."""
+    source = model.sources[slot]
+    if source.transposed:
+        whole, _ = model.read(slot)
+        for start, stop in _spans(whole.shape):
+            yield whole[start:stop]
+        return
+    first, last = source.rows or (0, source.shape[0])
+    for start, stop in _spans((last - first, *source.shape[1:])):
+        yield model.checkpoint.read_rows(source.name, first + start, first + stop)
+
+
+def _spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    step = max(1, _PIECE // max(1, int(np.prod(shape[1:], dtype=np.int64))))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def drop_zero_biases(model: Model, plan: Plan) -> tuple[Plan, list[str]]:
+    """The plan without the linear biases of each kind that is zero in every block, and these kinds.
+
+    Galactica's checkpoints may hold biases that are there and all zero: adding them costs time for nothing.
+    """
+    kinds: dict[str, list[str]] = {}
+    for call in plan.calls:
+        if call.op == "linear" and "bias" in call.ins:
+            slot = plans.name(call.ins["bias"])
+            kinds.setdefault(re.sub(r"^blocks\.\d+\.", "blocks.*.", slot), []).append(slot)
+    zero = [kind for kind, slots in kinds.items() if all(_all_zero(model, slot) for slot in slots)]
+    for fusion in FUSIONS:  # q, k and v without biases, or all with: else they could not be fused
+        family = [kind for kind in kinds if kind.split(".")[-2] in fusion.members]
+        if not set(family) <= set(zero):
+            zero = [kind for kind in zero if kind not in family]
+    gone = {slot for kind in zero for slot in kinds[kind]}
+    calls = tuple(
+        replace(call, ins={k: v for k, v in call.ins.items() if plans.name(v) not in gone}) for call in plan.calls
+    )
+    weights = {name: weight for name, weight in plan.weights.items() if name not in gone}
+    return replace(plan, calls=calls, weights=weights), zero
+
+
+def _all_zero(model: Model, slot: str) -> bool:
+    magnitude = {"bf16": 0x7FFF}.get(model.checkpoint.tensors[model.sources[slot].name].dtype)  # −0 is zero too
+    return not any(np.any(piece & magnitude if magnitude else piece) for piece in rows_of(model, slot))

@@ -1,0 +1,194 @@
+"""From trials to a plan: which fusions, which tactic per call and row bucket, and the record of why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from allotrope.artifact import plan as plans
+from allotrope.artifact.plan import REFERENCE, Plan
+from allotrope.build import choose, fuse
+from allotrope.build.choose import Line, Trial
+from allotrope.build.options import BuildOptions
+from allotrope.build.tasks import Task, tasks
+from allotrope.errors import BuildError
+from allotrope.hw.peaks import Ceilings
+from allotrope.ops import registry
+
+Trials = tuple[tuple[Trial, ...], ...]
+Try = Callable[[Task], Trials]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen plan and its evidence."""
+
+    plan: Plan
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    fusions: dict[str, str] = field(default_factory=dict)  # name → why it is in or out
+    varying: list[str] = field(default_factory=list)  # paths of calls whose rows depend on the other rows
+
+
+def reference(plan: Plan) -> Selection:
+    """`--plan reference`: no fusion, every call on its reference."""
+    fusions = {fusion.name: "not in: --plan reference" for fusion in fuse.FUSIONS}
+    return Selection(plan.with_tactics(((None, REFERENCE),)), [], fusions, [call.path for call in plan.calls])
+
+
+def select(plan: Plan, options: BuildOptions, attempt: Try, ceilings: Ceilings | None) -> Selection:
+    """Try what there is to try, and choose."""
+    known: dict[tuple[str, ...], Trials] = {}
+
+    def lines_of(candidate: Plan) -> dict[str, tuple[Task, Trials, Line]]:
+        """For each call: its task, its trials, its best line."""
+        found = []
+        for task in tasks(candidate, options.tune):
+            key = tuple(problem.key() for problem in task.problems)
+            if key not in known:
+                known[key] = attempt(task)
+            found.append((task, known[key]))
+        return _best_lines(found, options)
+
+    reasons: dict[str, str] = {}
+    chosen = lines_of(plan)
+    for fusion in fuse.FUSIONS:
+        reason = f"not in: {why}" if (why := _why_not(plan, fusion, options)) else None
+        if reason is None:
+            fused = fuse.apply(plan, fusion)
+            fused_lines = lines_of(fused)
+            reason = _compare(plan, fusion, chosen, fused_lines)
+            if reason.startswith("in"):
+                plan, chosen = fused, fused_lines
+        reasons[fusion.name] = reason
+    return _selection(plan, options, chosen, reasons, ceilings)
+
+
+def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions) -> str | None:
+    return "taken out with --without" if fusion.name in options.without else fuse.why_not(plan, fusion)
+
+
+def _compare(
+    plan: Plan,
+    fusion: fuse.Fusion,
+    split: Mapping[str, tuple[Task, Trials, Line]],
+    fused: Mapping[str, tuple[Task, Trials, Line]],
+) -> str:
+    """Why a fusion is in or not in, over all the calls that it touches."""
+    for path, parts in fuse.members(plan, fusion).items():
+        whole, lines = fused[path][2], [split[part][2] for part in parts]
+        if choose.parts_win(whole, lines):
+            return f"not in: apart they are faster by more than the noise ({path})"
+        if any(trial.measured is None for trial in whole.trials):
+            return "in: first in the listing, nothing was timed"
+    return "in: not slower than apart"
+
+
+def _best_lines(found: list[tuple[Task, Trials]], options: BuildOptions) -> dict[str, tuple[Task, Trials, Line]]:
+    """One line per task, such that calls that share a weight agree on its packing."""
+    offered = [(task, trials, _lines(task, trials, options)) for task, trials in found]
+    allowed = choose.common_packings(_offers(task, lines) for task, _, lines in offered)
+    chosen = {}
+    for task, trials, lines in offered:
+        fitting = [line for line in lines if _fits(task, line, allowed)]
+        line = choose.best_line(fitting)
+        if line is None:
+            raise BuildError(f"no packing of its weights suits every reader of {task.paths[0]}", where=f"op {task.op}")
+        for operand, packing in line.packings:
+            for weight in task.weights.get(operand, ()):
+                allowed[weight] = {packing}
+        chosen.update(dict.fromkeys(task.paths, (task, trials, line)))
+    return chosen
+
+
+def _lines(task: Task, trials: Trials, options: BuildOptions) -> list[Line]:
+    lines = choose.lines(trials, any_class=options.allow_batch_variance)
+    if lines:
+        return lines
+    usable = [trial.tactic for bucket in trials for trial in bucket if trial.refusal is None]
+    if usable:
+        problem = f"no row class serves all row counts; usable: {', '.join(dict.fromkeys(usable))}"
+        raise BuildError(problem, where=f"op {task.op}", remedy="--allow-batch-variance builds it all the same")
+    refusals = "; ".join(f"{trial.tactic}: {trial.refusal}" for trial in trials[0]) or "there are none for it"
+    raise BuildError(f"no tactic is usable ({refusals})", where=f"op {task.op}", remedy="use --plan reference")
+
+
+def _offers(task: Task, lines: list[Line]) -> dict[str, set[str]]:
+    offers: dict[str, set[str]] = {}
+    for line in lines:
+        for operand, packing in line.packings:
+            for weight in task.weights.get(operand, ()):
+                offers.setdefault(weight, set()).add(packing)
+    return offers
+
+
+def _fits(task: Task, line: Line, allowed: Mapping[str, set[str]]) -> bool:
+    return all(
+        packing in allowed[weight] for operand, packing in line.packings for weight in task.weights.get(operand, ())
+    )
+
+
+def _selection(
+    plan: Plan,
+    options: BuildOptions,
+    chosen: Mapping[str, tuple[Task, Trials, Line]],
+    fusions: dict[str, str],
+    ceilings: Ceilings | None,
+) -> Selection:
+    calls, weights, varying = [], dict(plan.weights), []
+    for call in plan.calls:
+        task, _, line = chosen[call.path]
+        calls.append(replace(call, tactics=choose.collapse([bound for bound, _ in task.buckets], line)))
+        if line.row_class is None:
+            varying.append(call.path)
+        for operand, packing in line.packings:
+            if operand in call.ins:
+                name = plans.name(call.ins[operand])
+                weights[name] = replace(weights[name], packing=packing)
+    seen = {id(task): (task, trials, line) for task, trials, line in chosen.values()}
+    choices = [_record(task, trials, line, options, ceilings) for task, trials, line in seen.values()]
+    return Selection(replace(plan, calls=tuple(calls), weights=weights), choices, fusions, varying)
+
+
+def _record(task: Task, trials: Trials, line: Line, options: BuildOptions, ceilings: Ceilings | None) -> dict[str, Any]:
+    """The evidence for one choice: why this tactic, and what else there was."""
+    contract = registry.contract(task.op)
+    rows = []
+    for (bound, count), problem, bucket, picked in zip(task.buckets, task.problems, trials, line.trials, strict=True):
+        cost = contract.cost(problem)
+        floor = None if ceilings is None else ceilings.floor_s(cost.bytes, cost.flops, problem.dtype)
+        others = [trial for trial in bucket if trial is not picked]
+        rows.append(
+            {
+                "up_to_rows": bound,
+                "tried_rows": count,
+                "tactic": picked.tactic,
+                **_figures(picked),
+                "floor_s": floor,
+                "runners_up": [
+                    {"tactic": t.tactic, **_figures(t), "row_class": t.row_class, "note": t.note}
+                    for t in others
+                    if t.refusal is None
+                ],
+                "refused": [{"tactic": t.tactic, "reason": t.refusal} for t in others if t.refusal is not None],
+            }
+        )
+    return {
+        "op": task.op,
+        "paths": list(task.paths),
+        "problem": task.problems[0].key(),
+        "row_class": line.row_class,
+        "packings": dict(line.packings),
+        "by": "listing order" if options.tune == "off" else "time",
+        "buckets": rows,
+    }
+
+
+def _figures(trial: Trial) -> dict[str, Any]:
+    measured = trial.measured
+    return {
+        "seconds": None if measured is None else measured.seconds,
+        "noise": None if measured is None else measured.noise,
+        "error": trial.max_error,
+        "plain_error": trial.floor_error,
+    }

@@ -1,0 +1,96 @@
+"""Setting the stage for a tactic: realistic inputs at the problem's true size, weights as cold as in a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from allotrope.hw.device import Device
+from allotrope.ops import check, poison, registry
+from allotrope.ops.contract import Array, Contract, Problem, Role
+from allotrope.ops.tactic import Tactic
+
+# Weights are rotated among copies until they exceed any cache, as a model's other layers would see to;
+# a single weight of this size is cold anyway.
+_COLD_BYTES = 256 * 2**20
+_MOST_COPIES = 64
+
+
+def shrunk(problem: Problem, most_values: int) -> Problem:
+    """`problem` with the leading axes of its weight matrices cut so that none has over `most_values` values.
+
+    Rows of a weight matrix are computed (or looked up) independently of each other, so a check loses
+    nothing by seeing fewer; on a 7B model it saves gigabytes of fp64.
+    """
+    axes = dict(problem.axes)
+    for operand in registry.contract(problem.op).ins.values():
+        if operand.role is Role.WEIGHT and len(operand.axes) > 1:
+            row = math.prod(axes[axis] for axis in operand.axes[1:])
+            lead = operand.axes[0]
+            axes[lead] = min(axes[lead], max(64, most_values // row))
+    return replace(problem, axes=axes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Inputs of one problem on its device, for any of its tactics. Weights are canonical."""
+
+    contract: Contract
+    problem: Problem
+    device: Device
+    ins: Mapping[str, Array]
+
+    @staticmethod
+    def of(problem: Problem, device: Device, seed: int, most_values: int) -> Stage:
+        """Inputs made for the shrunk problem, weights repeated to full size: realistic, and soon made."""
+        contract = registry.contract(problem.op)
+        small = shrunk(problem, most_values)
+        ins = check.rounded(contract, small, contract.make_inputs(small, seed))
+        for name, value in ins.items():
+            operand = contract.ins[name]
+            if operand.role is Role.WEIGHT:
+                ins[name] = _repeated(value, problem.axes[operand.axes[0]])
+        return Stage(contract, problem, device, ins)
+
+    def call(self, tactic: Tactic) -> Callable[[int], None]:
+        """What to time: runs the tactic, on the i-th copy of its weights."""
+        packings, where = tactic.packings(), self.device.torch_name
+        given: dict[str, Any] = {}
+        cold: dict[str, torch.Tensor] = {}
+        for name, value in self.ins.items():
+            role = self.contract.ins[name].role
+            if not isinstance(value, torch.Tensor) or role is Role.HOST:
+                given[name] = value
+            elif role is Role.WEIGHT:
+                cold[name] = poison.packed(value, packings.get(name, "rows")).to(where)
+            else:
+                given[name] = value.to(where, copy=True)
+        size = sum(weight.nbytes for weight in cold.values())
+        copies = max(1, min(_MOST_COPIES, _COLD_BYTES // max(size, 1))) if cold else 1
+        sets = [given | (cold if i == 0 else {name: w.clone() for name, w in cold.items()}) for i in range(copies)]
+        outs = {
+            name: given[name] if operand.inout else self._empty(operand.dtype, operand, where)
+            for name, operand in self.contract.outs.items()
+        }
+        scratch = tactic.workspace(self.problem, self.device)
+        workspace = torch.empty(scratch, dtype=torch.uint8, device=where) if scratch else None
+        params = self.contract.complete(self.problem.params)
+
+        def run(i: int) -> None:
+            tactic.run(outs, sets[i % copies], params, workspace)
+
+        return run
+
+    def _empty(self, dtype: str, operand: Any, where: str) -> torch.Tensor:
+        shape = poison.out_shape(self.contract, operand, self.problem, self.ins)
+        return torch.empty(shape, dtype=poison.torch_dtype(dtype, self.problem.dtype), device=where)
+
+
+def _repeated(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """`value` repeated along its first axis to so many rows."""
+    times = -(-rows // value.shape[0])
+    return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))[:rows]

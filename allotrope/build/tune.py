@@ -1,0 +1,152 @@
+"""Trying tactics: refuse, check numerics, then time the survivors. What is found here, `choose` decides on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from allotrope.build.choose import Trial
+from allotrope.build.options import BuildOptions
+from allotrope.build.stage import Stage, shrunk
+from allotrope.build.tasks import Task
+from allotrope.build.timings import Measured, Timings
+from allotrope.hw.device import Device
+from allotrope.hw.timer import time_calls
+from allotrope.ops import check, registry
+from allotrope.ops.contract import Problem
+from allotrope.ops.tactic import Tactic
+
+# The largest weight matrix, in values, on which numerics are checked: its fp64 truth is eight bytes a value.
+_CHECKED_VALUES = {"full": 1 << 24, "fast": 1 << 22, "off": 1 << 19}
+_SAMPLES = {"full": 9, "fast": 3}
+_BUDGET_S = {"full": 0.5, "fast": 0.1}
+_RAISED = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # what torch raises, out of memory too
+
+
+@dataclass
+class Tuner:
+    """Tries tactics on tasks, each distinct problem once."""
+
+    device: Device
+    options: BuildOptions
+    timings: Timings
+    advance: Callable[[], None] = lambda: None
+    timed: int = 0  # how many timings were taken, and how many were known from earlier builds
+    reused: int = 0
+    _checked: dict[tuple[str, str], check.CheckResult] = field(default_factory=dict)
+
+    def trials(self, task: Task) -> tuple[tuple[Trial, ...], ...]:
+        """For each bucket of the task, a trial of every tactic, in listing order."""
+        found = []
+        for problem in task.problems:
+            found.append(self._bucket(problem))
+            self.advance()
+        if self.options.tune != "off" and not self.options.allow_batch_variance:
+            self._prove_row_classes(task, found)
+        return tuple(tuple(trials) for trials in found)
+
+    def _prove_row_classes(self, task: Task, found: list[list[Trial]]) -> None:
+        """Take away the row class from tactics that do not keep it here.
+
+        A library may pick its kernel by shape, so what holds for one shape is not proof for another.
+        """
+        small = shrunk(task.problems[0], _CHECKED_VALUES[self.options.tune])
+        groups: dict[tuple[object, object], dict[str, None]] = {}
+        for trial in (trial for trials in found for trial in trials):
+            if trial.refusal is None and trial.row_class is not None:
+                groups.setdefault((trial.row_class, trial.packings), {})[trial.tactic] = None
+        for members in groups.values():
+            first, *rest = (registry.tactic(task.op, name) for name in members)
+            reason = _proven(first, rest, small, self.device, self.options.seed)
+            if reason is not None:
+                for trials in found:
+                    trials[:] = [_classless(trial, reason) if trial.tactic in members else trial for trial in trials]
+
+    def _bucket(self, problem: Problem) -> list[Trial]:
+        tactics = registry.tactics(problem.op)
+        trials = [self._refused(tactic, problem) for tactic in tactics]
+        if any(trial.refusal is None for trial in trials):
+            trials = self._check(tactics, trials, problem)
+        effort, usable = self.options.tune, [trial for trial in trials if trial.refusal is None]
+        if effort == "off" or not usable:
+            return trials
+        return self._time(tactics, trials, problem, effort)
+
+    def _refused(self, tactic: Tactic, problem: Problem) -> Trial:
+        """The tactic's own answer, and the user's."""
+        packings = tuple(sorted(tactic.packings().items()))
+        trial = Trial(tactic.name, tactic.version, None, packings)
+        if tactic.name in self.options.without or f"{problem.op}/{tactic.name}" in self.options.without:
+            return replace(trial, refusal="taken out with --without")
+        reason = tactic.why_not(problem, self.device)
+        if reason is not None:
+            return replace(trial, refusal=reason)
+        return replace(trial, row_class=tactic.row_class(problem, self.device))
+
+    def _check(self, tactics: tuple[Tactic, ...], trials: list[Trial], problem: Problem) -> list[Trial]:
+        small = shrunk(problem, _CHECKED_VALUES[self.options.tune])
+        case = None
+        results = []
+        for tactic, trial in zip(tactics, trials, strict=True):
+            if trial.refusal is not None:
+                results.append(trial)
+                continue
+            key = (tactic.name, small.key())
+            if key not in self._checked:
+                case = case or check.prepare(small, self.device, self.options.seed)
+                self._checked[key] = _checked(tactic, case)
+            result = self._checked[key]
+            refusal = None if result.ok else f"wrong: {result.reason} (error {result.max_error:.3g})"
+            results.append(replace(trial, refusal=refusal, max_error=result.max_error, floor_error=result.e0_max))
+        return results
+
+    def _time(self, tactics: tuple[Tactic, ...], trials: list[Trial], problem: Problem, effort: str) -> list[Trial]:
+        stage = None
+        results = []
+        for tactic, trial in zip(tactics, trials, strict=True):
+            if trial.refusal is not None:
+                results.append(trial)
+                continue
+            measured = self.timings.get(tactic, problem, effort)
+            if measured is None:
+                stage = stage or Stage.of(problem, self.device, self.options.seed, _CHECKED_VALUES[effort])
+                measured = self._measure(stage, tactic, effort)
+                self.timings.add(tactic, problem, effort, measured)
+                self.timed += 1
+            else:
+                self.reused += 1
+            results.append(replace(trial, measured=measured))
+        return results
+
+    def _measure(self, stage: Stage, tactic: Tactic, effort: str) -> Measured:
+        import torch
+
+        with torch.inference_mode():
+            timing = time_calls(stage.call(tactic), self.device, samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort])
+        return Measured(timing.median, timing.spread)
+
+
+def _classless(trial: Trial, reason: str) -> Trial:
+    return replace(trial, row_class=None, note=f"not of its row class here: {reason}")
+
+
+def _checked(tactic: Tactic, case: check.Case) -> check.CheckResult:
+    """The worse of strided and dense; a tactic that raises is as wrong as one that errs."""
+    try:
+        results = [check.check_case(tactic, case, strided=strided) for strided in (True, False)]
+    except _RAISED as error:
+        return check.CheckResult(False, math.inf, math.inf, 0.0, 0.0, _words(error))
+    return max(results, key=lambda result: (not result.ok, result.max_error))
+
+
+def _proven(tactic: Tactic, others: list[Tactic], problem: Problem, device: Device, seed: int) -> str | None:
+    """Why the tactics do not keep their row class, or None."""
+    try:
+        return check.check_rows(tactic, problem, device, seed, among=others)
+    except _RAISED as error:
+        return _words(error)
+
+
+def _words(error: Exception) -> str:
+    return f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,106 @@
+"""`allotrope build`: from a checkpoint to an engine, and a table of what was chosen and why."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from allotrope.build import build
+from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
+from allotrope.commands.output import Output, bytes_text, time_text
+
+HELP = "Pick the fastest kernels that are also right on this machine, and write an engine folder."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("checkpoint", metavar="CKPT", help="a folder in Hugging Face layout, or random:SHAPE")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the engine folder to write (or replace)")
+    add_build_options(parser)
+
+
+def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declare what a build can be asked for; also for verbs that take a checkpoint for an engine."""
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of compute (auto: fp32 on a CPU)")
+    parser.add_argument(
+        "--tune", choices=TUNE, default="full", help="how hard to measure; off: listing order, checked but not timed"
+    )
+    parser.add_argument(
+        "--without", default="", metavar="PART,…", help="leave out fusions (qkv, gate_up) or tactics (linear/torch_mm)"
+    )
+    parser.add_argument("--plan", choices=PLANS, default="best", help="reference: every op by its reference")
+    parser.add_argument(
+        "--allow-batch-variance",
+        action="store_true",
+        help="faster: a row's last bits may depend on the other rows",
+    )
+    parser.add_argument("--max-batch", type=int, default=64, metavar="N", help="requests at a time (64)")
+    parser.add_argument("--max-len", type=int, metavar="N", help="tokens per request (what the model allows)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read .bin and .pt files, weights only, in a subprocess"
+    )
+    parser.add_argument("--allow-nan", action="store_true", help="warn of NaN weights instead of refusing them")
+
+
+def build_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options given, by the names of `BuildOptions`."""
+    given = {name: getattr(args, name) for name in BuildOptions.__dataclass_fields__ if hasattr(args, name)}
+    return given | {"without": tuple(part for part in args.without.split(",") if part)}
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Build and print."""
+    built = build(args.checkpoint, args.out, progress=out.progress, **build_options(args))
+    evidence = built.manifest.evidence
+    choices: list[Mapping[str, Any]] = evidence["choices"]
+    if choices:
+        out.table(("op", "rows", "tactic", "time", "floor", "runner-up"), list(_rows(choices)))
+        out.line()
+    for name, reason in evidence["fusions"].items():
+        out.line(f"{name}: {reason}")
+    varying = evidence["batch_variance"]["calls_without_row_class"]
+    if varying:
+        out.line(f"{len(varying)} calls have no row class: a row's bits may depend on the other rows")
+    whole = evidence["checks"]["whole_model"]
+    out.line(f"whole model: error {_short(whole['rms_error'])} of its logits' RMS, floor {_short(whole['floor_rms'])}")
+    size = sum(facts.bytes for facts in built.manifest.files.values())
+    out.line(
+        f"{built.path}: {bytes_text(size)}, {built.manifest.dtype}, in {time_text(built.seconds)}, "
+        f"{bytes_text(built.peak_memory_bytes)} of memory at the peak"
+    )
+    out.result(
+        {
+            "engine": str(built.path),
+            "seconds": built.seconds,
+            "choices": choices,
+            "peak_memory_bytes": built.peak_memory_bytes,
+            "fusions": evidence["fusions"],
+            "batch_variance": evidence["batch_variance"],
+            "whole_model": whole,
+            "bytes": size,
+            "dtype": built.manifest.dtype,
+        }
+    )
+    return 0
+
+
+def _rows(choices: list[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """One line per choice and row bucket."""
+    for choice in choices:
+        label = f"{choice['paths'][0].removeprefix('blocks.')} ×{len(choice['paths'])}"
+        for bucket in choice["buckets"]:
+            rivals = sorted(bucket["runners_up"], key=lambda rival: rival["seconds"] or 0.0)
+            rival = f"{rivals[0]['tactic']} {_time(rivals[0]['seconds'])}".strip() if rivals else ""
+            rows = str(bucket["up_to_rows"] or "more")
+            yield label, rows, bucket["tactic"], _time(bucket["seconds"]), _time(bucket["floor_s"]), rival
+            label = ""
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else time_text(seconds)
+
+
+def _short(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:.2g}"

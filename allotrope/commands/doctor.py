@@ -1,0 +1,104 @@
+"""`allotrope doctor`: what this machine can do, and what that rests on."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from typing import Any
+
+from allotrope import settings
+from allotrope.commands.output import Output, bytes_text
+from allotrope.hw import detect, fingerprint, peaks
+from allotrope.hw.device import Device
+from allotrope.hw.peaks import Ceilings
+
+HELP = "What this machine can do: its device, its measured ceilings, which tactics it can run and why not others."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("--measure", action="store_true", help="measure the ceilings anew (seconds) and keep them")
+    parser.add_argument("--clear-cache", action="store_true", help="delete kept engines, timings and ceilings first")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to measure with (all)")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Look, measure if asked, and print."""
+    if args.clear_cache:
+        _clear(out)
+    device = detect.detect(args.device)
+    if args.threads is not None:
+        _set_threads(args.threads)
+    ceilings = peaks.measure(device) if args.measure else peaks.load(device)
+    kept = bool(args.measure and ceilings and peaks.keep(device, ceilings))
+    tactics = _tactics(device)
+    _print(device, ceilings, tactics, out)
+    if args.measure and not kept:
+        out.line(f"(could not keep the ceilings in {settings.cache_dir()})")
+    out.result(
+        {
+            "device": {
+                "kind": device.kind,
+                "name": device.name,
+                "arch": device.arch,
+                "cores": device.cores,
+                "memory_bytes": device.memory_bytes,
+                "features": device.features,
+            },
+            "ceilings": None if ceilings is None else vars(ceilings),
+            "tactics": tactics,
+            "versions": fingerprint.versions(),
+            "cache": str(settings.cache_dir()),
+        }
+    )
+    return 0
+
+
+def _clear(out: Output) -> None:
+    folder = settings.cache_dir()
+    for name in ("engines", "timings", "ceilings", "converted"):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    out.line(f"Cleared {folder}")
+
+
+def _set_threads(threads: int) -> None:
+    from allotrope.errors import UsageError
+
+    if not 1 <= threads <= 1024:
+        raise UsageError(f"--threads is {threads}", remedy="give a number from 1 to 1024")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _tactics(device: Device) -> dict[str, list[dict[str, Any]]]:
+    """Every op's tactics with the reason, if any, that rules each out on a small typical problem."""
+    from allotrope.models.typical import typical_problems
+    from allotrope.ops import registry
+
+    problems = typical_problems("fp32" if device.kind == "cpu" else "fp16")
+    return {
+        op: [{"name": tactic.name, "why_not": tactic.why_not(problem, device)} for tactic in registry.tactics(op)]
+        for op, problem in sorted(problems.items())
+    }
+
+
+def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[dict[str, Any]]], out: Output) -> None:
+    out.line(f"device    {device.name} ({device.kind}, {device.arch})")
+    out.line(f"          {device.cores} cores, {bytes_text(device.memory_bytes)}")
+    if device.features:
+        out.line(f"          {' '.join(device.features)}")
+    if ceilings is None:
+        out.line("ceilings  not measured: run `allotrope doctor --measure` (a few seconds)")
+    else:
+        out.line(f"ceilings  read {ceilings.read_bytes_per_s / 1e9:.1f} GB/s, measured {ceilings.measured_at}")
+        for dtype, rate in ceilings.matmul_flops_per_s.items():
+            out.line(f"          {dtype} matrix product {rate / 1e12:.3g} TFLOP/s")
+    shown = ("torch", "transformers", "tokenizers", "numpy")
+    found = fingerprint.versions()
+    out.line("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))
+    out.line(f"cache     {settings.cache_dir()}")
+    out.line()
+    rows = [(op, entry["name"], entry["why_not"] or "yes") for op, entries in tactics.items() for entry in entries]
+    out.table(("op", "tactic", "runs here"), rows)

@@ -1,0 +1,71 @@
+"""`allotrope inspect`: what a checkpoint is, proven from its headers, and the fastest it could run here."""
+
+from __future__ import annotations
+
+import argparse
+
+from allotrope.commands.output import Output, bytes_text, count_text, time_text
+from allotrope.hw import detect, peaks
+from allotrope.hw.peaks import Ceilings
+from allotrope.models.inspect import Inspection, describe, inspect
+from allotrope.models.model import open_model
+
+HELP = "What a checkpoint is, its bytes, and the fastest that it could run here."
+_DTYPES = ("fp32", "fp16", "bf16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("ckpt", metavar="CKPT", help="a folder in Hugging Face layout, or random:SHAPE")
+    parser.add_argument("--weights", choices=_DTYPES, help="predict for weights of this dtype (as stored)")
+    parser.add_argument("--kv", choices=_DTYPES, help="predict for a KV cache of this dtype (as the weights)")
+    parser.add_argument("--max-len", type=int, metavar="N", help="tokens per sequence (the model's limit)")
+    parser.add_argument("--max-batch", type=int, metavar="N", help="sequences at once (1)")
+    parser.add_argument("--allow-pickle", action="store_true", help="convert a .bin checkpoint, weights only")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Inspect and print."""
+    model = open_model(args.ckpt, allow_pickle=args.allow_pickle)
+    device = detect.detect(args.device)
+    ceilings = peaks.load(device)
+    found = inspect(
+        model,
+        device,
+        ceilings,
+        weights=args.weights,
+        kv=args.kv,
+        max_len=args.max_len,
+        max_batch=args.max_batch,
+    )
+    _print(found, ceilings, out)
+    out.result({**found.to_json(), "ceilings": None if ceilings is None else vars(ceilings)})
+    return 0
+
+
+def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:
+    model = found.model
+    stored = f"{bytes_text(model.checkpoint.nbytes)} stored as {', '.join(model.dtypes)}"
+    lines = [
+        ("family", f"{model.family.name}, {count_text(model.parameters)} parameters, {stored}"),
+        *describe(model.recipe),
+        *(("note", note) for note in model.mapped.notes),
+        ("weights", f"{bytes_text(found.weight_bytes)} as {found.weights}"),
+        ("KV cache", f"{bytes_text(found.kv_per_token)} per token as {found.kv}"),
+        ("", f"{bytes_text(found.kv_bytes)} for {found.max_batch} × {found.max_len} tokens"),
+        ("memory", f"{bytes_text(found.device.memory_bytes)}: {'fits' if found.fits else 'does not fit'}"),
+    ]
+    for name, text in lines:
+        out.line(f"{name:11} {text}")
+    out.line()
+    if ceilings is None:
+        out.line("How fast at best: not known before `allotrope doctor --measure` (a few seconds).")
+        return
+    rate = f"{ceilings.read_bytes_per_s / 1e9:.1f} GB/s"
+    out.line(f"Least time per step on {found.device.name[:36]}, reading {rate}:")
+    rows = [
+        (floor.batch, time_text(floor.short_s), time_text(floor.full_s), f"{floor.batch / floor.short_s:.4g}")
+        for floor in found.floors
+        if floor.short_s is not None and floor.full_s is not None
+    ]
+    out.table(("batch", "first tokens", f"at {found.max_len} tokens", "tokens/s at most"), rows)

@@ -1,0 +1,90 @@
+"""`allotrope verify`: is it still the same model, and if not, where does it differ?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from allotrope.commands.output import Output
+from allotrope.errors import UsageError
+
+if TYPE_CHECKING:
+    from allotrope.verify.session import Result
+
+HELP = (
+    "The verdict: identical, within rounding, close or degraded. Compares an engine\n"
+    "with the original in transformers, on the same tokens, and keeps the result in\n"
+    "the engine's folder as verify.json. Exits 3 when the verdict is not enough."
+)
+WORDS = ("identical", "within rounding", "close", "degraded")
+LEVELS = "preflight,layers,logits,tokens"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("engine", metavar="ENGINE", help="an engine's folder, or a checkpoint")
+    parser.add_argument("--original", metavar="CKPT", help="compare with this (what the engine was built from)")
+    parser.add_argument("--level", default=LEVELS, metavar="LEVEL,…", help=f"what to ask ({LEVELS})")
+    parser.add_argument("--locate", action="store_true", help="look at every op of every block")
+    parser.add_argument(
+        "--require",
+        choices=WORDS,
+        metavar="WORD",
+        help="the least good verdict (fp32: identical; 16 bit: within rounding)",
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line; [1, 2, 3] are token ids")
+    parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="greedy tokens per prompt (32)")
+    parser.add_argument("--allow-pickle", action="store_true", help="read an original that is a pickle, isolated")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Verify and print; 3 when the verdict is below what is required."""
+    from allotrope.api import engine_folder
+    from allotrope.verify.session import Question, verify
+    from allotrope.verify.verdict import default_requirement, enough
+
+    asked = Question(
+        original=args.original,
+        levels=tuple(level.strip() for level in args.level.split(",")),
+        locate=args.locate,
+        prompts=args.prompts,
+        new_tokens=args.new_tokens,
+        seed=args.seed,
+        device=args.device,
+        allow_pickle=args.allow_pickle,
+    )
+    if args.require and not {"layers", "tokens"} <= set(asked.levels):
+        raise UsageError("--require needs the levels layers and tokens", remedy="leave --level out")
+    folder = engine_folder(args.engine, args.device, {}, out.progress)
+    with out.progress(len(asked.levels), "verifying") as shown:
+        result = verify(folder, asked, lambda _: shown.advance())
+    required = args.require or default_requirement(result.findings.dtype)
+    well = enough(result.findings.verdict, required)
+    _print(result, out)
+    if not well:
+        out.line(f"Required: {required}. The engine does not pass.")
+    out.result({**result.to_json(), "required": required, "passed": well})
+    return 0 if well else 3
+
+
+def _print(result: Result, out: Output) -> None:
+    from allotrope.verify import text
+
+    findings = result.findings
+    out.line(text.sentence(result))
+    for line in text.located_lines(result):
+        out.line(line)
+    if findings.preflight is not None:
+        out.line("preflight:")
+        for line in text.preflight_lines(findings.preflight):
+            out.line(line)
+    if findings.layers is not None:
+        out.line(text.layers_line(findings.layers))
+        out.table(text.BLOCK_HEADERS, text.block_rows(findings.layers))
+    for lines in (
+        text.logits_lines(findings.logits) if findings.logits else (),
+        text.tokens_lines(findings.tokens) if findings.tokens else (),
+    ):
+        for line in lines:
+            out.line(line)

@@ -1,0 +1,179 @@
+"""An opened checkpoint that is known to be a model: family, recipe, and every weight in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from allotrope.errors import CheckpointError
+from allotrope.models.checkpoint import Checkpoint, open_checkpoint
+from allotrope.models.family import Family, Source, choose
+from allotrope.models.hfconfig import shown
+from allotrope.models.mapping import Mapped, map_weights
+from allotrope.models.recipe import Recipe, slots
+
+Array = np.ndarray[Any, Any]
+_DEFAULTS = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "max_new_tokens",
+    "max_length",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint and what it means. Weights are read one at a time, when asked for."""
+
+    family: Family
+    checkpoint: Checkpoint
+    mapped: Mapped
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json, as published."""
+        return self.checkpoint.config
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the model computes."""
+        return self.mapped.recipe
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """Slot → the tensor that fills it."""
+        return self.mapped.sources
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder that may hold a tokenizer."""
+        return self.checkpoint.folder
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many weights the model has; a tied head counts once."""
+        return sum(math.prod(shape) for shape in slots(self.recipe).values())
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that the weights are stored in, the commonest (by bytes) first."""
+        total: dict[str, int] = {}
+        for name in {source.name for source in self.sources.values()}:
+            info = self.checkpoint.tensors[name]
+            total[info.dtype] = total.get(info.dtype, 0) + info.nbytes
+        return tuple(sorted(total, key=lambda dtype: -total[dtype]))
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """Token ids (`bos_token_id`, `eos_token_ids`, `pad_token_id`) and the published sampling `defaults`.
+
+        generation_config.json comes before config.json, as it does in transformers.
+        """
+        both = {**self.config, **{k: v for k, v in self.checkpoint.generation.items() if v is not None}}
+        eos = both.get("eos_token_id")
+        return {
+            "bos_token_id": self._token("bos_token_id", both.get("bos_token_id")),
+            "eos_token_ids": [
+                token
+                for one in (eos if isinstance(eos, list) else [eos])
+                if (token := self._token("eos_token_id", one)) is not None
+            ],
+            # nothing is ever padded here, so a pad token outside the vocabulary (there are such) harms nobody
+            "pad_token_id": pad
+            if type(pad := both.get("pad_token_id")) is int and 0 <= pad < self.recipe.vocab
+            else None,
+            "defaults": {k: v for k, v in self.checkpoint.generation.items() if k in _DEFAULTS and v is not None},
+        }
+
+    def _token(self, name: str, value: Any) -> int | None:
+        if value is None or (type(value) is int and value == -1):  # −1: none, in the first LLaMA's config
+            return None
+        if type(value) is not int or not 0 <= value < self.recipe.vocab:
+            raise CheckpointError(
+                f"{name} is {shown(value)}, no token of a vocabulary of {self.recipe.vocab}",
+                where=self.checkpoint.origin,
+                remedy="correct config.json or generation_config.json",
+            )
+        return value
+
+    def read(self, slot: str) -> tuple[Array, str]:
+        """A slot's weight and its dtype tag (bf16 as uint16). It may be a view of a fused tensor."""
+        source = self.sources[slot]
+        dtype = self.checkpoint.tensors[source.name].dtype
+        if source.rows is not None and not source.transposed:
+            return self.checkpoint.read_rows(source.name, *source.rows), dtype
+        return source.take(self.checkpoint.read(source.name)), dtype
+
+    @cached_property
+    def originals(self) -> tuple[str, ...]:
+        """The original's tensors, by canonical name: what `family.oracle.tensors` takes.
+
+        Biases that must be zero are left out, since the original's class has none either.
+        """
+        return tuple(name for name, stored in self.mapped.names.items() if stored not in self.mapped.must_be_zero)
+
+    def original_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an original tensor."""
+        return self.checkpoint.tensors[self.mapped.names[name]].shape
+
+    def original_dtype(self, name: str) -> str:
+        """The dtype tag of an original tensor."""
+        return self.checkpoint.tensors[self.mapped.names[name]].dtype
+
+    def read_original(self, name: str) -> Array:
+        """An original tensor as it lies in the checkpoint, never through the slots (bf16 as uint16)."""
+        return self.checkpoint.read(self.mapped.names[name])
+
+    def check_zero(self) -> None:
+        """Read the biases that the model does not have: an error unless all are zero."""
+        for name in self.mapped.must_be_zero:
+            tensor = self.checkpoint.read(name)
+            sign = 0x7FFF if tensor.dtype == np.uint16 else None  # bf16's minus zero is zero too
+            if np.any(tensor & sign if sign else tensor):
+                raise CheckpointError(
+                    f"tensor {name} is not zero, but the config says that there is no such bias",
+                    where=self.checkpoint.origin,
+                    remedy="correct config.json: the model was trained with biases",
+                )
+
+    def check_tied(self) -> None:
+        """Read a head stored beside the embedding that it is tied to: an error unless they are equal."""
+        for head, embedding in self.mapped.must_equal:
+            if not self._same(head, embedding):
+                raise CheckpointError(
+                    f"{head} differs from {embedding}, but the config says that they are one",
+                    where=self.checkpoint.origin,
+                    remedy="say tie_word_embeddings false in config.json if the model was trained so",
+                )
+
+    def _same(self, first: str, second: str, rows: int = 4096) -> bool:
+        tensors = self.checkpoint.tensors
+        if tensors[first].dtype != tensors[second].dtype:
+            return False
+        total = tensors[first].shape[0]
+        return all(
+            np.array_equal(
+                self.checkpoint.read_rows(first, start, min(start + rows, total)),
+                self.checkpoint.read_rows(second, start, min(start + rows, total)),
+            )
+            for start in range(0, total, rows)
+        )
+
+
+def open_model(ref: str | Path, *, allow_pickle: bool = False, seed: int = 0) -> Model:
+    """Open a checkpoint and prove, from its headers alone, that it is a whole model of a known family."""
+    checkpoint = open_checkpoint(ref, allow_pickle=allow_pickle, seed=seed)
+    where = str(checkpoint.folder / "config.json") if checkpoint.folder else checkpoint.origin
+    family = choose(checkpoint.config, where)
+    recipe = family.recipe(family.values(checkpoint.config, where))
+    return Model(family, checkpoint, map_weights(family, recipe, checkpoint.tensors, checkpoint.origin))

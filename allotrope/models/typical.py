@@ -1,0 +1,48 @@
+"""A typical problem for every op, lowered from two small recipes: what `doctor` asks each tactic about."""
+
+from __future__ import annotations
+
+from allotrope.artifact.problems import Load, problem
+from allotrope.models.lower import lower
+from allotrope.models.recipe import Attention, Block, Mlp, Norm, Positions, Recipe, Rotary
+from allotrope.ops.contract import Problem
+
+_LLAMA = Recipe(
+    vocab=32000,
+    hidden=768,
+    max_len=2048,
+    blocks=(
+        Block(
+            Attention(12, 4, 64, rotary=Rotary(64, 10000.0), qk_norm=Norm("rms", 1e-6), logn=2048),
+            Mlp(2048, "silu", gated=True),
+            Norm("rms", 1e-6),
+        ),
+    ),
+    final_norm=Norm("rms", 1e-6),
+)
+_GPT = Recipe(
+    vocab=50257,
+    hidden=768,
+    max_len=1024,
+    blocks=(
+        Block(
+            Attention(12, 12, 64, bias=True, out_bias=True),
+            Mlp(3072, "gelu_tanh", bias=True),
+            Norm("layer", 1e-5, bias=True),
+        ),
+    ),
+    final_norm=Norm("layer", 1e-5, bias=True),
+    positions=Positions(1024),
+    tied=True,
+)
+
+
+def typical_problems(dtype: str, rows: int = 8) -> dict[str, Problem]:
+    """One problem per op: `rows` requests, each decoding one token at a context of 64."""
+    found: dict[str, Problem] = {}
+    for recipe in (_LLAMA, _GPT):
+        plan = lower(recipe, dtype)
+        for call in plan.calls:
+            if call.op not in found:
+                found[call.op] = problem(plan, call, Load(rows, requests=rows, context=64))
+    return found

@@ -1,0 +1,128 @@
+"""An engine's weights as tensors: on a CPU views of the mapped files, on a GPU one copy of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from allotrope.artifact.plan import Plan, Weight
+from allotrope.errors import EngineError
+from allotrope.ops.packing import PACKINGS
+from allotrope.runtime.buffers import allocate, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Described(Protocol):
+    """A manifest, as far as running goes."""
+
+    @property
+    def plan(self) -> Plan:
+        """The engine's own plan: it says how the weights are packed."""
+        ...
+
+
+class Engine(Protocol):
+    """An engine, as far as running goes: `artifact.engine.Engine` is one."""
+
+    @property
+    def manifest(self) -> Described:
+        """What it is."""
+        ...
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Packed weight `name`, memory-mapped; bf16 as uint16."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """The dtype tag in which it is stored."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of resident pages of the mapped files."""
+        ...
+
+
+class Weights:
+    """The engine's weights on one device. Nothing is loaded before it is asked for, and nothing twice."""
+
+    def __init__(self, engine: Engine, device: str) -> None:
+        self._engine, self._device = engine, device
+        self._stored = engine.manifest.plan.weights
+        self._loaded: dict[str, torch.Tensor] = {}
+        self._holder = {slot: name for name, weight in self._stored.items() for slot, _ in weight.parts}
+
+    def packed(self, name: str) -> torch.Tensor:
+        """The weight as the engine's file has it."""
+        import torch
+
+        if name not in self._loaded:
+            raw = self._engine.array(name)
+            dtype = torch_dtype(self._engine.dtype(name), "")
+            carrier = raw.view(np.int16) if raw.dtype == np.uint16 else raw
+            tensor = torch.from_numpy(carrier).view(dtype)
+            if self._device != "cpu":
+                copy = allocate("the weights", tuple(tensor.shape), dtype, self._device, poison=False)
+                tensor = copy.copy_(tensor)
+                self._engine.forget()  # the host's pages have served
+            self._loaded[name] = tensor
+        return self._loaded[name]
+
+    def canonical(self, name: str) -> torch.Tensor:
+        """A stored weight, all its parts, as a view in the checkpoint's own layout ([out, in] for matrices)."""
+        weight = self._stored[name]
+        whole = _stacked(weight)
+        return self._view(name, PACKINGS[weight.packing].unpack(self._engine.array(name), [whole])[0])
+
+    def part(self, slot: str) -> torch.Tensor:
+        """One slot of the recipe, wherever it is packed, as a view in the checkpoint's own layout."""
+        if slot not in self._holder:
+            raise EngineError(f"no weight holds {slot}", remedy="rebuild the engine with: allotrope build")
+        name = self._holder[slot]
+        weight = self._stored[name]
+        slots, shapes = [part for part, _ in weight.parts], [shape for _, shape in weight.parts]
+        unpacked = PACKINGS[weight.packing].unpack(self._engine.array(name), shapes)
+        return self._view(name, unpacked[slots.index(slot)])
+
+    def get(self, name: str, weight: Weight, packing: str) -> torch.Tensor:
+        """`weight` of a plan, which need not be the engine's own, for a tactic that reads `packing`."""
+        stored = self._stored.get(name)
+        if stored is not None and stored.parts == weight.parts:
+            if stored.packing == packing:
+                return self.packed(name)
+            if packing == "rows":
+                return self.canonical(name)
+        elif packing == "rows" and len(weight.parts) == 1:
+            return self.part(weight.parts[0][0])
+        raise EngineError(
+            f"weight {name} is packed as {stored.packing if stored else 'part of others'!r}, not {packing!r}",
+            remedy="rebuild the engine with: allotrope build",
+        )
+
+    def _view(self, name: str, unpacked: npt.NDArray[Any]) -> torch.Tensor:
+        """The part of the packed tensor that `unpacked` is of the packed array: same offset, same strides."""
+        array, packed = self._engine.array(name), self.packed(name)
+        if not np.may_share_memory(array, unpacked):
+            raise EngineError(f"weight {name} cannot be unpacked without a copy", remedy="rebuild the engine")
+        offset = unpacked.__array_interface__["data"][0] - array.__array_interface__["data"][0]
+        strides = [stride // array.itemsize for stride in unpacked.strides]
+        return packed.as_strided(unpacked.shape, strides, packed.storage_offset() + offset // array.itemsize)
+
+
+def weight_bytes(plan: Plan) -> int:
+    """What the plan's weights take."""
+    from allotrope.artifact.layout import stored_dtype
+    from allotrope.runtime.buffers import ITEM_BYTES
+
+    return sum(
+        int(np.prod(_stacked(weight), dtype=np.int64)) * ITEM_BYTES[stored_dtype(plan, weight)]
+        for weight in plan.weights.values()
+    )
+
+
+def _stacked(weight: Weight) -> tuple[int, ...]:
+    shapes = [shape for _, shape in weight.parts]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])

@@ -1,0 +1,102 @@
+"""The original of an engine: which checkpoint it was built from, and its oracles in transformers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from allotrope.errors import CheckpointError
+from allotrope.hw.detect import available_memory
+from allotrope.hw.device import Device
+from allotrope.models.model import Model
+from allotrope.verify.oracle import Loader, Oracle
+
+_BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
+_SHARE = 0.5  # of the free memory that an oracle held as a whole may take; two may be alive at once
+FINER = {"fp32": "fp64", "fp16": "fp32", "bf16": "fp32"}
+"""The precision that counts as the truth for an engine of this dtype."""
+
+Raw = np.ndarray[Any, Any]
+
+
+def oracle(model: Model, precision: str, device: Device, *, resident: bool | None = None) -> Oracle:
+    """`model` as transformers computes it, in `precision`. Held block by block where it would not fit whole."""
+    import transformers
+
+    described = model.family.oracle
+    transformers.logging.set_verbosity_error()
+    config_class = getattr(transformers, described.config_class)
+    config = config_class(**described.config(model.config))
+    if resident is None:
+        count = sum(info.count for info in model.checkpoint.tensors.values())
+        resident = count * _BYTES[precision] <= _SHARE * _free(device)
+    return Oracle(
+        getattr(transformers, described.model_class),
+        config,
+        loaders(model),
+        precision,
+        device.torch_name,
+        layers=len(model.recipe.blocks),
+        resident=resident,
+    )
+
+
+def loaders(model: Model) -> dict[str, Loader]:
+    """For each parameter of the oracle's class, by its name there, what reads it from the original tensors.
+
+    The names are found by adapting stand-ins that hold no memory, one original module at a time.
+    """
+    found: dict[str, Loader] = {}
+    reader = _ModuleReader(model)
+    for names in _modules(model):
+        standins = {name: np.broadcast_to(np.zeros((), np.uint8), model.original_shape(name)) for name in names}
+        for target in model.family.oracle.tensors(model.config, standins):
+            found[target] = partial(reader.read, names, target)
+    return found
+
+
+def _modules(model: Model) -> list[tuple[str, ...]]:
+    """The original's tensors by canonical name, those of one module together."""
+    groups: dict[str, list[str]] = {}
+    for name in model.originals:
+        groups.setdefault(name.rpartition(".")[0], []).append(name)
+    return [tuple(names) for names in groups.values()]
+
+
+class _ModuleReader:
+    """Reads and adapts one original module's tensors, and keeps the last: a fused one is asked for by parts."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._names: tuple[str, ...] = ()
+        self._adapted: dict[str, torch.Tensor] = {}
+
+    def read(self, names: tuple[str, ...], target: str) -> torch.Tensor:
+        """The parameter `target`, out of the module whose tensors are `names`."""
+        if names != self._names:
+            tags = {self._model.original_dtype(name) for name in names}
+            if len(tags) != 1:
+                raise CheckpointError(f"one module's tensors have several dtypes: {sorted(tags)}", where=names[0])
+            raw = {name: self._model.read_original(name) for name in names}
+            tag = tags.pop()
+            adapted = self._model.family.oracle.tensors(self._model.config, raw)
+            self._adapted = {name: as_torch(array, tag) for name, array in adapted.items()}
+            self._names = names
+        return self._adapted[target]
+
+
+def as_torch(array: Raw, tag: str) -> torch.Tensor:
+    """A tensor of a checkpoint's raw array; bf16 arrives as uint16."""
+    whole = np.ascontiguousarray(array)
+    if tag == "bf16":
+        return torch.from_numpy(whole.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(whole)
+
+
+def _free(device: Device) -> int:
+    if device.kind == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return available_memory()

@@ -1,0 +1,88 @@
+"""The prompts that a verification asks: texts, and seeded random ids from one token to the limit."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from allotrope.errors import UsageError
+from allotrope.tokenizers import Tokenizer
+
+TEXTS = (
+    "The lighthouse keeper counted the waves until",
+    "def mean(values):\n    return",
+    "Zwölf Boxkämpfer jagen Viktor – 12 × 7 =",
+)
+LONGEST = 256
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and how many greedy tokens to ask for after them."""
+
+    name: str
+    ids: tuple[int, ...]
+    new: int
+
+    def with_text(self, text: Sequence[int]) -> tuple[int, ...]:
+        """The prompt and what follows."""
+        return (*self.ids, *text)
+
+
+def default_prompts(tokenizer: Tokenizer | None, vocab: int, limit: int, seed: int, new: int) -> tuple[Prompt, ...]:
+    """Fixed texts where they can be read, and random ids of 1, a few, many and as many as the limit allows.
+
+    The text of a prompt and its continuation together never exceed `limit`, the longest sequence for
+    which engine and original are the same model.
+    """
+    source = random.Random(seed)
+    found = []
+    for number, text in enumerate(TEXTS if tokenizer is not None else ()):
+        ids = tokenizer.encode(text) if tokenizer is not None else []
+        found.append((f"text {number + 1}", [token for token in ids if token < vocab]))
+    for length in dict.fromkeys((1, min(13, limit), min(60, limit), min(LONGEST, limit))):
+        found.append((f"random {length}", [source.randrange(vocab) for _ in range(length)]))
+    return tuple(_prompt(name, ids[:limit], limit, new) for name, ids in found if ids)
+
+
+def read_prompts(path: Path, tokenizer: Tokenizer | None, vocab: int, limit: int, new: int) -> tuple[Prompt, ...]:
+    """One prompt per line; a line that is a JSON list of whole numbers is taken as token ids."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"prompts cannot be read: {error}", where=str(path)) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            ids = _ids(line, tokenizer, f"{path}, line {number}")
+            if not ids or not all(0 <= token < vocab for token in ids):
+                raise UsageError(f"token ids must be 0 to {vocab - 1}", where=f"{path}, line {number}")
+            if len(ids) > limit:
+                problem = f"{len(ids)} tokens, {limit} can be compared"
+                raise UsageError(problem, where=f"{path}, line {number}", remedy="shorten it")
+            found.append(_prompt(f"line {number}", ids, limit, new))
+    if not found:
+        raise UsageError("no prompts in it", where=str(path))
+    return tuple(found)
+
+
+def _ids(line: str, tokenizer: Tokenizer | None, where: str) -> list[int]:
+    if line.lstrip().startswith("["):
+        try:
+            ids = json.loads(line)
+        except ValueError:
+            ids = None
+        if isinstance(ids, list) and all(type(token) is int for token in ids):
+            return ids
+    if tokenizer is None:
+        raise UsageError(
+            "a text, but the engine has no tokenizer", where=where, remedy="give token ids, [1, 2, 3] on a line"
+        )
+    return list(tokenizer.encode(line))
+
+
+def _prompt(name: str, ids: Sequence[int], limit: int, new: int) -> Prompt:
+    return Prompt(name, tuple(ids), max(0, min(new, limit - len(ids))))

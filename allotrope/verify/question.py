@@ -1,0 +1,93 @@
+"""Preflight, the question: do engine and original read the same ids out of the same text, and stop alike?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from allotrope.artifact.engine import Engine
+from allotrope.errors import TokenizerError
+from allotrope.models.model import Model
+from allotrope.tokenizers import Tokenizer
+from allotrope.verify.records import Check
+
+_CHAT = (
+    {"role": "user", "content": "Which of the two is heavier?"},
+    {"role": "assistant", "content": "The second, by a little."},
+    {"role": "user", "content": "Are you sure?\nWhy?"},
+)
+
+
+def check_generation(engine: Engine, model: Model) -> Check:
+    """Begin, end and padding tokens and the published sampling defaults."""
+    ours, theirs = engine.manifest.generation, model.generation
+    wrong = [key for key in theirs if ours.get(key) != theirs[key]]
+    if wrong:
+        key = wrong[0]
+        return Check("generation", False, f"{key} is {ours.get(key)!r}, the original's is {theirs[key]!r}")
+    return Check("generation", True, f"eos {theirs['eos_token_ids']}, bos {theirs['bos_token_id']}, defaults alike")
+
+
+def check_length(engine: Engine, model: Model) -> Check:
+    """How far the original's class is the same model."""
+    ours, theirs = int(engine.manifest.limits["max_len"]), model.family.oracle.max_len(model.config)
+    if theirs is not None and theirs < ours:
+        detail = f"the original is compared up to {theirs} tokens, beyond which transformers has no such model"
+        return Check("length", None, f"{detail} (the engine takes {ours})")
+    return Check("length", True, f"compared at any length up to {ours}")
+
+
+def check_tokens(tokenizer: Tokenizer | None, model: Model, texts: Sequence[str]) -> list[Check]:
+    """Token ids (the BOS among them) and the chat template's text, beside transformers' own tokenizer."""
+    if tokenizer is None:
+        return []
+    theirs, reason = _load(model.tokenizer_dir)
+    if theirs is None:
+        return [Check("token ids", None, reason)]
+    return [_ids(tokenizer, theirs, texts), _template(tokenizer, theirs)]
+
+
+def _load(folder: Path | None) -> tuple[Any, str]:
+    """transformers' tokenizer of a checkpoint, from its files alone; or why there is none to compare with."""
+    import transformers
+
+    if folder is None:
+        return None, "the original has no tokenizer"
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        # the many ways in which transformers says that it has no tokenizer for a folder
+        return None, f"transformers cannot load the original's: {str(error).strip().splitlines()[0][:80]}"
+    return found, ""
+
+
+def _ids(tokenizer: Tokenizer, theirs: Any, texts: Sequence[str]) -> Check:
+    for text in texts:
+        ours, expected = list(tokenizer.encode(text)), list(theirs(text)["input_ids"])
+        if ours != expected:
+            at = next(
+                (i for i, pair in enumerate(zip(ours, expected, strict=False)) if pair[0] != pair[1]),
+                min(len(ours), len(expected)),
+            )
+            detail = f"{text[:24]!r}: id {at} is {ours[at : at + 1]}, the original's is {expected[at : at + 1]}"
+            return Check("token ids", False, detail)
+    return Check("token ids", True, f"{len(texts)} texts give the original's ids")
+
+
+def _template(tokenizer: Tokenizer, theirs: Any) -> Check:
+    if not theirs.chat_template or not tokenizer.has_chat_template:
+        if bool(theirs.chat_template) == tokenizer.has_chat_template:
+            return Check("chat template", None, "neither has one")
+        owner = "the original" if theirs.chat_template else "the engine"
+        return Check("chat template", None, f"only {owner} has one")
+    import jinja2
+
+    try:
+        expected = theirs.apply_chat_template(list(_CHAT), tokenize=False, add_generation_prompt=True)
+        ours = tokenizer.chat(list(_CHAT), add_generation_prompt=True)
+    except (jinja2.TemplateError, TokenizerError) as error:
+        return Check("chat template", None, f"it refuses the trial conversation: {str(error)[:60]}")
+    if ours != expected:
+        return Check("chat template", False, f"it gives {ours[:40]!r}…, the original's {expected[:40]!r}…")
+    return Check("chat template", True, f"the same {len(ours)} characters")

@@ -1,0 +1,278 @@
+"""One verification from start to end: open both sides, ask the levels in order, write down what they found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from allotrope import tokenizers
+from allotrope.artifact import manifest
+from allotrope.artifact.engine import Engine, open_engine
+from allotrope.errors import CheckpointError, TokenizerError, UsageError
+from allotrope.hw.detect import detect
+from allotrope.hw.device import Device
+from allotrope.hw.fingerprint import fingerprint, versions
+from allotrope.models.model import Model, open_model
+from allotrope.tokenizers import Tokenizer
+from allotrope.verify import question
+from allotrope.verify.distributions import compare_logits, compare_tokens
+from allotrope.verify.drive import Driver
+from allotrope.verify.layers import accused, first_wrong, walk_blocks, walk_ops
+from allotrope.verify.oracle import LOGITS, Oracle, Values
+from allotrope.verify.original import FINER, oracle
+from allotrope.verify.places import Places, block_probes
+from allotrope.verify.prompts import TEXTS, Prompt, default_prompts, read_prompts
+from allotrope.verify.records import Check, Layers, Logits, Preflight, Tokens, strict
+from allotrope.verify.structure import check_structure
+from allotrope.verify.verdict import LEVELS, Findings
+from allotrope.verify.weights import check_digests, check_weights
+
+FILE = "verify.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a verification is asked. `original` None: the source that the engine records."""
+
+    original: str | None = None
+    levels: tuple[str, ...] = LEVELS
+    locate: bool = False
+    prompts: Path | None = None
+    new_tokens: int = 32
+    seed: int = 0
+    device: str = "auto"
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [level for level in self.levels if level not in LEVELS]
+        if unknown or not self.levels:
+            raise UsageError(f"no level {unknown[0] if unknown else ''!r}", remedy=f"levels are {', '.join(LEVELS)}")
+        if not 0 <= self.new_tokens <= 4096:
+            raise UsageError(f"{self.new_tokens} new tokens", remedy="ask for 0 to 4096")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The findings and what they were found with."""
+
+    findings: Findings
+    environment: dict[str, Any]
+    prompts: tuple[Prompt, ...]
+    original: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything shown, and the environment beside it."""
+        return {
+            **self.findings.to_json(),
+            "dtype": self.findings.dtype,
+            "original": self.original,
+            "prompts": [{"name": prompt.name, "tokens": len(prompt.ids), "new": prompt.new} for prompt in self.prompts],
+            "environment": self.environment,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def verify(path: Path | str, asked: Question, said: Callable[[str], None] = lambda _: None) -> Result:
+    """Verify the engine at `path`; `said` hears of each stage. The result is also kept in the engine's folder."""
+    began = time.perf_counter()
+    session = _Session(Path(path), asked)
+    found: dict[str, Any] = {}
+    for level in LEVELS:  # in this order, whatever the order asked
+        if level in asked.levels:
+            said(level)
+            found[level] = getattr(session, level)()
+    result = Result(
+        Findings(session.dtype, **found),
+        session.environment(),
+        session.prompts,
+        session.model.checkpoint.origin,
+        time.perf_counter() - began,
+    )
+    keep(Path(path), result)
+    return result
+
+
+class _Session:
+    """Both sides, opened, and what several levels need, computed once."""
+
+    def __init__(self, path: Path, asked: Question) -> None:
+        self.asked = asked
+        kind = manifest.read(path).device.get("kind") if asked.device == "auto" else asked.device
+        self.device: Device = detect(str(kind))
+        self.engine: Engine = open_engine(path, device=self.device)
+        self.dtype = self.engine.manifest.dtype
+        self.plan = self.engine.manifest.plan
+        self.model = open_original(self.engine, asked.original, allow_pickle=asked.allow_pickle)
+        if self.model.recipe.vocab != self.plan.vocab or len(self.model.recipe.blocks) != self.plan.cache.layers:
+            raise UsageError(
+                f"{self.model.checkpoint.origin} is another model: {len(self.model.recipe.blocks)} blocks and "
+                f"{self.model.recipe.vocab} tokens, the engine has {self.plan.cache.layers} and {self.plan.vocab}",
+                remedy="name the engine's own original with --original",
+            )
+        self.tokenizer, self._readable = _tokenizer(self.engine)
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts, none longer than both sides are the same model for."""
+        limit = int(self.engine.manifest.limits["max_len"])
+        trained = self.model.family.oracle.max_len(self.model.config)
+        limit = limit if trained is None else min(limit, trained)
+        asked = self.asked
+        if asked.prompts is not None:
+            return read_prompts(asked.prompts, self.tokenizer, self.plan.vocab, limit, asked.new_tokens)
+        return default_prompts(self.tokenizer, self.plan.vocab, limit, asked.seed, asked.new_tokens)
+
+    def preflight(self) -> Preflight:
+        """Whether both are asked the same question, of the same weights."""
+        checks = [
+            check_digests(self.engine),
+            check_structure(self.plan, self.model.family, self.model.recipe, self._skeleton),
+            check_weights(self.engine, self.model),
+            question.check_generation(self.engine, self.model),
+            question.check_length(self.engine, self.model),
+            self._readable,
+            *question.check_tokens(self.tokenizer, self.model, TEXTS),
+        ]
+        return Preflight(tuple(checks))
+
+    def layers(self) -> Layers:
+        """The walk over all blocks, then over the ops of those accused (with `locate`: of all)."""
+        rows = walk_blocks(self._driver, self.plan, self._truth, self._same, self._sequences, self._plain)
+        chosen = [row.block for row in rows] if self.asked.locate else accused(rows)[:1]
+        if not chosen:
+            return Layers(rows)
+        places = Places(self.plan, self.model.family, self.model.recipe, self._truth, chosen)
+        ops = walk_ops(self._driver, places, self._truth, self._same, self._sequences)
+        return Layers(rows, ops, first_wrong(rows, ops))
+
+    def logits(self) -> Logits:
+        """Distributions over the same text."""
+        engine = self._driver.walk(self._sequences)
+        return compare_logits(engine, self._plain[LOGITS], self._same_plain, self._sequences)
+
+    def tokens(self) -> Tokens:
+        """The engine's own greedy text, judged token by token."""
+        truths, sames = [], []
+        for prompt, text, truth, same in zip(self.prompts, self._texts, *self._by_prompt, strict=True):
+            rows = slice(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(text))
+            truths.append(truth[rows])
+            sames.append(same[rows])
+        return compare_tokens(self.prompts, self._texts, truths, sames, self.dtype)
+
+    @cached_property
+    def _by_prompt(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The original's logits in both precisions, sequence by sequence.
+
+        A rotary base that follows the length depends on how far the text had come when a token was
+        computed, so there the original writes along, token by token.
+        """
+        if any(call.params.get("scaling") == "dynamic" for call in self.plan.calls):
+            pairs = list(zip((prompt.ids for prompt in self.prompts), self._texts, strict=True))
+            followed = [[side.follow(ids, text[:-1]) for ids, text in pairs] for side in (self._truth, self._same)]
+            return followed[0], followed[1]
+        ends = [0]
+        for ids in self._sequences:
+            ends.append(ends[-1] + len(ids))
+        spans = list(itertools.pairwise(ends))
+        truth, same = self._plain[LOGITS], self._same_plain
+        return [truth[start:end] for start, end in spans], [same[start:end] for start, end in spans]
+
+    @cached_property
+    def _skeleton(self) -> Oracle:
+        """An oracle to look at; the truth itself if it will be walked anyway."""
+        walks = set(self.asked.levels) - {"preflight"}
+        return self._truth if walks else oracle(self.model, FINER[self.dtype], self.device, resident=False)
+
+    @cached_property
+    def _truth(self) -> Oracle:
+        return oracle(self.model, FINER[self.dtype], self.device)
+
+    @cached_property
+    def _same(self) -> Oracle:
+        return oracle(self.model, self.dtype, self.device)
+
+    @cached_property
+    def _driver(self) -> Driver:
+        longest = max(len(prompt.ids) + prompt.new for prompt in self.prompts)
+        tokens = sum(len(prompt.ids) + prompt.new for prompt in self.prompts)
+        return Driver(self.engine, self.device, sequences=len(self.prompts), longest=longest, tokens=tokens)
+
+    @cached_property
+    def _texts(self) -> list[list[int]]:
+        return self._driver.greedy([prompt.ids for prompt in self.prompts], [prompt.new for prompt in self.prompts])
+
+    @cached_property
+    def _sequences(self) -> list[tuple[int, ...]]:
+        """Each prompt with what the engine says after it; the last token drawn is never read."""
+        return [prompt.with_text(text[:-1]) for prompt, text in zip(self.prompts, self._texts, strict=True)]
+
+    @cached_property
+    def _plain(self) -> Values:
+        return self._truth.walk(self._sequences, block_probes(self._truth))
+
+    @cached_property
+    def _same_plain(self) -> torch.Tensor:
+        return self._same.walk(self._sequences, {})[LOGITS]
+
+    def environment(self) -> dict[str, Any]:
+        """What the figures were found with."""
+        facts = fingerprint(self.device)
+        return {
+            "versions": versions(),
+            "fingerprint": {"hard": facts.hard, "soft": facts.soft},
+            "seed": self.asked.seed,
+            "truth": FINER[self.dtype],
+            "engine_digest": self.engine.manifest.source.get("digest"),
+        }
+
+
+def open_original(engine: Engine, named: str | None, *, allow_pickle: bool = False) -> Model:
+    """The checkpoint that an engine is to be compared with; the recorded one must not have changed since."""
+    if named is not None:
+        folder = Path(named)
+        ref = str(manifest.read(folder).source["path"]) if (folder / manifest.FILE).is_file() else named
+        return open_model(ref, allow_pickle=allow_pickle)
+    source = engine.manifest.source
+    remedy = "name where it is now with --original"
+    try:
+        model = open_model(str(source["path"]), allow_pickle=allow_pickle)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the engine's original cannot be read: {error.problem}", where=error.where, remedy=remedy
+        ) from error
+    if model.checkpoint.digest() != source["digest"]:
+        raise CheckpointError(
+            "it has changed since the engine was built from it",
+            where=str(source["path"]),
+            remedy="build again, or name the unchanged original with --original",
+        )
+    return model
+
+
+def _tokenizer(engine: Engine) -> tuple[Tokenizer | None, Check]:
+    """The engine's tokenizer, and whether it can be read at all."""
+    name = "tokenizer"
+    if not engine.tokenizer_dir.is_dir() or not any(engine.tokenizer_dir.iterdir()):
+        return None, Check(name, None, "the engine has none")
+    try:
+        found = tokenizers.load(engine.tokenizer_dir, engine.manifest.plan.vocab)
+    except TokenizerError as error:
+        return None, Check(name, False, str(error))
+    return found, Check(name, True, f"{found.kind}, {found.vocab_size} ids")
+
+
+def keep(folder: Path, result: Result) -> None:
+    """Write verify.json, whole or not at all."""
+    temporary = folder / f".{FILE}.tmp-{os.getpid()}"
+    temporary.write_text(json.dumps(strict(result.to_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(folder / FILE)

@@ -1,0 +1,230 @@
+"""The rules of the house, few and checked: sizes, layers, names, where dangerous things may stand."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "allotrope"
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+# Who may import whom: a package may import itself and what stands here. The command line, the API and
+# the verbs compose, so they may import anything and nothing may import them.
+LAYERS = {
+    "errors": set(),
+    "settings": {"errors"},
+    "hw": {"errors", "settings"},
+    "ops": {"errors", "settings", "hw"},
+    "artifact": {"errors", "settings", "hw", "ops"},
+    "tokenizers": {"errors", "settings"},
+    "models": {"errors", "settings", "hw", "ops", "artifact"},
+    "runtime": {"errors", "settings", "hw", "ops", "artifact", "tokenizers"},
+    "build": {"errors", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime"},
+    "verify": {"errors", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime", "build"},
+}
+COMPOSE = {"cli", "api", "commands", "__main__", "__init__"}
+RUNS_WITHOUT_TORCH = (
+    "errors",
+    "settings",
+    "hw",
+    "artifact",
+    "models",
+    "tokenizers",
+    "runtime",
+    "commands",
+    "api",
+    "cli",
+)
+
+
+def layer(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module of ours that a tree imports, `allotrope.` taken off."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def where(path: Path, node: ast.AST | None = None) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+
+
+def test_files_fit_in_the_head() -> None:
+    everything = [*SOURCES, *ROOT.glob("tests/**/*.py")]
+    long = {where(path): n for path in everything if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400}
+    assert not long
+
+
+def test_functions_fit_a_screen() -> None:
+    long = {
+        where(path, node): node.name
+        for path, tree in TREES.items()
+        for node in functions(tree)
+        if (node.end_lineno or 0) - node.lineno + 1 > 70
+    }
+    assert not long
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path, tree in TREES.items():
+        here = layer(path)
+        if here in COMPOSE:
+            continue
+        assert here in LAYERS, f"{path} is in no layer: name it in LAYERS"
+        for module in imports(tree):
+            if module.startswith("allotrope."):
+                there = module.split(".")[1]
+                if there != here and there not in LAYERS[here] and there != "__version__":
+                    wrong.append(f"{where(path)} imports {module}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("area", RUNS_WITHOUT_TORCH)
+def test_importing_loads_no_torch(area: str) -> None:
+    """Importing does nothing heavy; torch arrives when something runs."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCES
+        if layer(path) == area
+    ]
+    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+
+
+def test_no_global_statement_and_no_assert_for_checking() -> None:
+    wrong = [
+        where(path, node)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Global, ast.Assert))
+    ]
+    assert not wrong
+
+
+def test_broad_excepts_raise_again() -> None:
+    wrong = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"(bare)"}
+                broad = names & {"Exception", "BaseException", "(bare)"}
+                if broad and not any(isinstance(child, ast.Raise) for child in ast.walk(node)):
+                    wrong.append(where(path, node))
+    assert not wrong
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    wrong = [
+        where(path, node)
+        for path, tree in TREES.items()
+        if layer(path) != "settings"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
+    ]
+    assert not wrong
+
+
+# Rule 1 of the fault list: each dangerous thing in one file. Template rendering and pickles run in
+# subprocesses of their own.
+DANGEROUS = {
+    "pickle": set(),
+    "eval": set(),
+    "exec": set(),
+    "torch.load": {"allotrope/models/pickle_worker.py"},
+}
+
+
+def test_dangerous_calls_stand_where_they_may() -> None:
+    wrong = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            name = ""
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                name = node.func.id
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                name = f"{node.value.id}.{node.attr}"
+            elif isinstance(node, ast.Import) and any(alias.name == "pickle" for alias in node.names):
+                name = "pickle"
+            if name in DANGEROUS and str(path.relative_to(ROOT)) not in DANGEROUS[name]:
+                wrong.append(f"{where(path, node)} {name}")
+    assert not wrong
+
+
+def test_every_op_is_whole() -> None:
+    from allotrope.ops import registry
+    from allotrope.ops.contract import Problem
+
+    for op in registry.names():
+        contract = registry.contract(op)
+        assert contract.name == op
+        assert contract.ins and contract.outs
+        assert callable(contract._module().reference)
+        assert callable(contract._module().make_inputs)
+        tactics = registry.tactics(op)
+        assert tactics, f"{op} has no tactic"
+        assert len({tactic.name for tactic in tactics}) == len(tactics)
+        for tactic in tactics:
+            assert tactic.op == op
+            assert callable(tactic.why_not)
+            assert tactic.version >= 1
+        assert callable(contract.cost)
+        assert isinstance(contract, type(contract)) and Problem is not None
+
+
+def test_no_family_restates_its_parent() -> None:
+    """A derived family states what differs: no declaration may equal the parent's."""
+    from allotrope.models import family as families
+
+    for child in families.all_families():
+        if child.parent is None:
+            continue
+        parent = families.by_name(child.parent)
+        own = child.stated
+        same = [name for name, value in own.items() if parent.stated.get(name) == value and name not in {"parent"}]
+        assert not same, f"{child.name} restates {same} of {child.parent}"
+
+
+DOCS = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_paths_named_in_the_docs_exist(page: Path) -> None:
+    """Every back-ticked path of ours in the docs is there."""
+    named = set(re.findall(r"`((?:allotrope|tests|docs|bench|tools|models|native)/[\w./-]*)`", page.read_text("utf-8")))
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert not missing
+
+
+def test_the_way_from_generate_to_launch_is_short() -> None:
+    """STYLE 2: what a token passes through, from the user's call to the tactic, in at most 200 lines."""
+    path = {
+        "api.py": ("generate", "_submit", "_finish"),
+        "runtime/loop.py": ("step", "run"),
+        "runtime/eager.py": ("run", "_launch"),
+    }
+    lines = 0
+    for name, wanted in path.items():
+        tree = TREES[PACKAGE / name]
+        lines += sum((node.end_lineno or 0) - node.lineno + 1 for node in functions(tree) if node.name in wanted)
+    assert 0 < lines <= 200

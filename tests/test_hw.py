@@ -1,0 +1,102 @@
+"""Devices, the timer and the kept ceilings."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from allotrope import cli, settings
+from allotrope.errors import UsageError
+from allotrope.hw import detect, peaks, timer
+from allotrope.hw.device import Device
+from allotrope.hw.fingerprint import fingerprint, versions
+from allotrope.ops import registry
+
+
+@pytest.fixture
+def cpu() -> Device:
+    return detect.detect("cpu")
+
+
+def test_the_cpu_is_described(cpu: Device) -> None:
+    assert cpu.kind == "cpu"
+    assert cpu.cores >= 1
+    assert cpu.memory_bytes > 1 << 28
+    assert list(cpu.features) == sorted(cpu.features)
+    assert 0 < detect.available_memory() <= cpu.memory_bytes
+
+
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(UsageError, match="no device 'tpu'; choose one of auto, cpu, cuda"):
+        detect.detect("tpu")
+
+
+def test_the_fingerprint_is_all_text_and_stable(cpu: Device) -> None:
+    first = fingerprint(cpu)
+    assert first == fingerprint(cpu)
+    assert all(isinstance(value, str) for value in (first.hard | first.soft).values())
+    assert first.hard["device"] == "cpu"
+    assert versions()["allotrope"] != "absent"
+
+
+def test_the_timer_measures_a_known_wait(cpu: Device) -> None:
+    timing = timer.time_calls(lambda _: time.sleep(0.005), cpu, samples=5)
+    assert 0.005 <= timing.median < 0.05
+    assert timing.spread >= 0
+    assert 3 <= len(timing.samples) <= 5
+
+
+def test_the_timer_hands_out_rising_indices(cpu: Device) -> None:
+    seen: list[int] = []
+    timer.time_calls(seen.append, cpu, samples=3, min_sample_s=0.0)
+    assert seen == sorted(seen)
+    assert len(set(seen[1:])) == len(seen) - 1
+
+
+def test_medians_resist_one_outlier() -> None:
+    timing = timer.summarise([1.0, 1.0, 1.1, 0.9, 50.0])
+    assert timing.median == 1.0
+    assert timing.spread < 0.2
+
+
+def test_ceilings_are_measured_kept_and_read_back(cpu: Device) -> None:
+    measured = peaks.measure(cpu, budget_s=0.1)
+    assert 1e8 < measured.read_bytes_per_s < 1e13
+    assert measured.matmul_flops_per_s["fp32"] > 1e9
+    assert peaks.keep(cpu, measured)
+    assert peaks.load(cpu) == measured
+    # the floor is the larger of the two limits
+    rate = measured.matmul_flops_per_s["fp32"]
+    assert measured.floor_s(measured.read_bytes_per_s, 0, "fp32") == pytest.approx(1.0)
+    assert measured.floor_s(0, rate, "fp32") == pytest.approx(1.0)
+
+
+def test_damaged_ceilings_count_as_absent(cpu: Device) -> None:
+    path = peaks._path(cpu)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for text in ("", "[]", '{"schema": 1}', '{"schema": 1, "ceilings": {"x": 1}}', "{"):
+        path.write_text(text)
+        assert peaks.load(cpu) is None
+
+
+def test_doctor_lists_every_op_and_tactic_with_a_reason_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["device"]["kind"] == "cpu"
+    assert set(found["tactics"]) == set(registry.names())
+    for op, entries in found["tactics"].items():
+        assert [entry["name"] for entry in entries] == [tactic.name for tactic in registry.tactics(op)]
+        assert any(entry["why_not"] is None for entry in entries), op
+        assert all(entry["why_not"] is None or len(entry["why_not"]) > 10 for entry in entries)
+
+
+def test_doctor_clears_what_it_kept(cpu: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = peaks.Ceilings(1.0, {"fp32": 1.0}, {}, 1, "now")
+    assert peaks.keep(cpu, kept)
+    (settings.cache_dir() / "engines" / "x").mkdir(parents=True)
+    assert cli.main(["doctor", "--clear-cache", "--device", "cpu"]) == 0
+    assert peaks.load(cpu) is None
+    assert not (settings.cache_dir() / "engines").exists()
+    assert "not measured: run `allotrope doctor --measure`" in capsys.readouterr().out
