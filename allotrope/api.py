@@ -136,7 +136,7 @@ class LLM:
                     f"{name} has the keys {sorted(map(str, prompt))}; it must have prompt or prompt_token_ids"
                 )
             name, given, kinds = f"{name}.{key}", prompt[key], _KINDS[key]
-        if not isinstance(given, kinds):
+        if not any(isinstance(given, kind) for kind in kinds):
             raise RequestError(f"{name} is of type {type(given).__name__}; it must be text or token ids")
         text = given if isinstance(given, str) else None
         token_ids: Sequence[int] = self.tokenizer.encode(given) if isinstance(given, str) else list(given)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 
 from allotrope.api import LLM, RequestOutput, SamplingParams
 from allotrope.errors import EngineError, OutOfMemory, RequestError, UsageError
+from allotrope.models.recipe import Attention, Mlp
 from allotrope.runtime.options import RuntimeOptions, parse_size
 from tests.engines import LLAMA, VOCAB, naive, plan_of, random_weights, write
 
@@ -84,7 +88,10 @@ def test_an_empty_prompt_begins_a_text(llm: LLM, tmp_path: Path) -> None:
         assert output.prompt_token_ids == (1,)
         assert output.outputs[0].token_ids == greedy([1], 12)
     without = write(tmp_path / "engine", plan_of(LLAMA), random_weights(LLAMA), bos_token_id=None)
-    with LLM(without) as other, pytest.raises(RequestError, match=r"prompts\[1\].prompt_token_ids is empty.*no token to begin"):
+    with (
+        LLM(without) as other,
+        pytest.raises(RequestError, match=r"prompts\[1\].prompt_token_ids is empty.*no token to begin"),
+    ):
         other.generate([{"prompt_token_ids": [5]}, {"prompt_token_ids": []}])
 
 
@@ -300,3 +307,26 @@ def test_an_engine_without_its_tokenizer(tmp_path: Path) -> None:
     with pytest.raises((EngineError, UsageError)) as caught:
         LLM(tmp_path / "nothing here")
     assert "nothing here" in str(caught.value)
+
+
+def test_loading_maps_the_weights_and_copies_none(tmp_path: Path) -> None:
+    """Memory that is the process's own stays far below the weights' size, after a token has been generated."""
+    block = replace(LLAMA.blocks[0], mlp=Mlp(4096, "silu", gated=True), attention=Attention(8, 8, 96))
+    recipe = replace(LLAMA, hidden=768, blocks=(block,) * 2)
+    weights = random_weights(recipe)
+    size = sum(value.nbytes for value in weights.values())
+    assert size > 90e6
+    folder = write(tmp_path / "engine", plan_of(recipe), weights)
+    code = f"""
+import re, torch
+from pathlib import Path
+from allotrope.api import LLM, SamplingParams
+own = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+LLM({str(tmp_path / "small")!r}, threads=1).generate("x", SamplingParams(max_tokens=1))
+before = own()
+LLM({str(folder)!r}, threads=1).generate("x", SamplingParams(max_tokens=1))
+print(own() - before)
+"""
+    write(tmp_path / "small", plan_of(LLAMA), random_weights(LLAMA))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 0.4 * size

@@ -94,13 +94,13 @@ def test_killed_at_every_write(tmp_path: Path, replacing: bool) -> None:
 
 
 def test_a_whole_build_killed(tmp_path: Path) -> None:
-    """The same for the builder itself, at every fifth point."""
+    """The same for the builder itself, at every ninth point."""
     target = tmp_path / "e"
     checkpoint = f"random:{tmp_path / 'config.json'}"
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     outcomes = set()
     with victim(checkpoint, target) as process:
-        for point in range(1, 1000, 5):
+        for point in range(1, 1000, 9):
             if not process.die_at(point):
                 break
             found = engine(target)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from allotrope.artifact import layout
 from allotrope.artifact.engine import Engine, open_engine
 from allotrope.artifact.plan import Call, Plan
 from allotrope.artifact.writer import writing
@@ -18,6 +19,7 @@ from allotrope.build import build
 from allotrope.build.pieces import Packer
 from allotrope.hw.detect import detect
 from allotrope.models.model import open_model
+from allotrope.ops import registry
 from allotrope.ops.packing import PACKINGS
 from tests.tiny import tiny
 
@@ -61,7 +63,7 @@ class Forge:
         model = open_model(checkpoint(kind, self.new(kind), seed=seed))
         source = {**engine.manifest.source, "path": model.checkpoint.origin, "digest": model.checkpoint.digest()}
         packer = Packer(model, engine.manifest.plan)
-        return self._write(engine, f"{kind}-{seed}", lambda name: list(packer(name)), source=source)
+        return self.write(engine, f"{kind}-{seed}", lambda name: list(packer(name)), source=source)
 
     def planted(
         self,
@@ -87,9 +89,9 @@ class Forge:
         used = {slot.removeprefix("w:") for call in changed.calls for slot in call.ins.values()}
         kept = {name: weight for name, weight in changed.weights.items() if name in used}
         changed = replace(changed, weights=kept)
-        return self._write(engine, "planted", pieces, plan=changed)
+        return self.write(engine, "planted", pieces, plan=changed)
 
-    def _write(self, engine: Engine, name: str, pieces: Callable[[str], list[Raw]], **changes: Any) -> Path:
+    def write(self, engine: Engine, name: str, pieces: Callable[[str], list[Raw]], **changes: Any) -> Path:
         out = self.new(name)
         described = replace(engine.manifest, **changes)
         with writing(out) as writer:
@@ -97,6 +99,36 @@ class Forge:
             writer.tokenizer([(file.name, file.read_bytes()) for file in sorted(engine.tokenizer_dir.iterdir())])
             writer.finish(described)
         return out
+
+
+@cache
+def shared_forge(base: Path) -> Forge:
+    """One forge for all test files of a process, so that nothing is built twice."""
+    return Forge(base / "forge")
+
+
+class Spoilt:
+    """A tactic with a bug: `run(tactic, out, ins, params, workspace)` in place of its own."""
+
+    def __init__(self, tactic: Any, run: Callable[..., None]) -> None:
+        self._tactic, self._run = tactic, run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tactic, name)
+
+    def run(self, out: Any, ins: Any, params: Any, workspace: Any) -> None:
+        self._run(self._tactic, out, ins, params, workspace)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, op: str, run: Callable[..., None]) -> None:
+    """Plant a bug in every tactic of an op."""
+    healthy = registry.tactic
+
+    def tactic(asked: str, name: str) -> Any:
+        found = healthy(asked, name)
+        return Spoilt(found, run) if asked == op else found
+
+    monkeypatch.setattr(registry, "tactic", tactic)
 
 
 def with_call(path: str, change: Callable[[Call], Call]) -> Callable[[Plan], Plan]:
@@ -112,6 +144,3 @@ def with_call(path: str, change: Callable[[Call], Call]) -> Callable[[Plan], Pla
 def with_params(path: str, **params: Any) -> Callable[[Plan], Plan]:
     """A change of one call's parameters."""
     return with_call(path, lambda call: replace(call, params={**call.params, **params}))
-
-
-__all__ = ["CPU", "VOCAB", "Forge", "checkpoint", "layout", "with_call", "with_params"]

@@ -18,7 +18,9 @@ from allotrope.errors import NumericalError, RequestError, UsageError
 if TYPE_CHECKING:
     from allotrope.api import LLM, SamplingParams
 
-HELP = "Talk with an engine. /reset forgets, /exit or Ctrl-D leaves,\nCtrl-C stops an answer. Of piped input, one answer to all of it."
+HELP = """\
+Talk with an engine. /reset forgets, /exit or Ctrl-D leaves, Ctrl-C stops an
+answer. Of piped input, one answer to all of it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

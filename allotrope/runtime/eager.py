@@ -21,6 +21,7 @@ from allotrope.ops import registry
 from allotrope.ops.contract import Array, Scalar
 from allotrope.ops.tactic import Tactic
 from allotrope.runtime.buffers import Buffers, allocate, fill_poison, make_caches
+from allotrope.runtime.request import Candidates
 from allotrope.runtime.step import StepInput, StepOutput
 from allotrope.runtime.step_tensors import logit_ranges, step_arrays, to_device
 from allotrope.runtime.weights import Engine, Weights
@@ -93,11 +94,8 @@ class EagerExecutor:
         self._buffers = Buffers(self.plan, device.torch_name, poison)
         self._workspace: torch.Tensor | None = None
         sample = next(call for call in self.plan.calls if call.op == "sample")
-        self._logits, self._tokens, self._logprobs = (
-            sample.ins["logits"],
-            sample.outs["tokens"],
-            sample.outs["logprobs"],
-        )
+        self._logits = sample.ins["logits"]
+        self._tokens, self._logprobs = sample.outs["tokens"], sample.outs["logprobs"]
         self._reserve({TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests})
 
     def run(self, step: StepInput, tap: Tap | None = None) -> StepOutput:
@@ -108,7 +106,7 @@ class EagerExecutor:
         self._reserve(rows)  # outside of inference mode, so that callers may write into what they are given
         with torch.inference_mode():
             slots = to_device(arrays, self._device.torch_name) | self._buffers.views(rows) | self._caches
-            self._copy_pages(step)
+            self._begin(step)
             for bound in self._calls:
                 count = rows[bound.rows]
                 if not count:
@@ -199,7 +197,8 @@ class EagerExecutor:
             known[key] = tactic.workspace(posed, self._device)
         return known[key]
 
-    def _copy_pages(self, step: StepInput) -> None:
+    def _begin(self, step: StepInput) -> None:
+        """Copy the pages that the step wants copied; what the last step left in the workspace must not matter."""
         if len(step.page_copies):
             import torch
 
@@ -216,21 +215,26 @@ class EagerExecutor:
         logits = slots[self._logits]
         # One pass over the logits: a row's sum is finite only if all of it is.
         sums = logits.sum(-1, dtype=torch.float32).isfinite().cpu().numpy()
-        ranges = logit_ranges(step)
-        finite = np.array([bool(sums[start:end].all()) for start, end in ranges], np.bool_)
+        finite = np.ones(step.rows, np.bool_)
+        candidates: tuple[Candidates, ...] = ((),) * step.rows
+        if not sums.all():
+            finite[:] = [bool(sums[start:end].all()) for start, end in logit_ranges(step)]
+        if step.candidates.any():
+            candidates = tuple(
+                _likeliest(logits[end - 1], int(count)) if count and draws and well else ()
+                for count, draws, well, (_, end) in zip(
+                    step.candidates, step.sample, finite, logit_ranges(step), strict=True
+                )
+            )
         tokens = np.full(step.rows, -1, np.int32)
         logprobs = np.full(step.rows, np.nan, np.float32)
         if step.sample.any():
             tokens[step.sample] = slots[self._tokens].reshape(-1).cpu().numpy()
             logprobs[step.sample] = slots[self._logprobs].reshape(-1).cpu().numpy()
-        candidates = tuple(
-            _likeliest(logits[end - 1], int(count)) if count and draws and well else ()
-            for count, draws, well, (_, end) in zip(step.candidates, step.sample, finite, ranges, strict=True)
-        )
         return StepOutput(tokens, logprobs, candidates, finite, logits)
 
 
-def _likeliest(logits: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
+def _likeliest(logits: torch.Tensor, count: int) -> Candidates:
     """The `count` likeliest tokens, row by row: what others ask for must not decide ties."""
     values, tokens = logits.float().log_softmax(-1).topk(min(count, logits.numel()))
     return tuple(zip(tokens.tolist(), values.tolist(), strict=True))
