@@ -12,12 +12,13 @@ import numpy as np
 
 from allotrope.artifact import digests, layout, manifest
 from allotrope.artifact.manifest import Manifest
-from allotrope.artifact.plan import REFERENCE, Plan
+from allotrope.artifact.plan import Plan
 from allotrope.artifact.writer import writing
 from allotrope.hw.detect import detect
 from allotrope.hw.fingerprint import fingerprint
 from allotrope.models.lower import lower
 from allotrope.models.recipe import Attention, Block, Mlp, Norm, Recipe
+from allotrope.ops.tactic import REFERENCE
 
 NORM = Norm("layer", 1e-5, bias=True)
 RECIPE = Recipe(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from allotrope.artifact.engine import open_engine
-from allotrope.artifact.plan import REFERENCE, Call, Plan
+from allotrope.artifact.plan import Call, Plan
 from allotrope.build import build, cached, choose
 from allotrope.build.choose import Trial
 from allotrope.build.timings import Measured
@@ -26,6 +26,7 @@ from allotrope.models.model import open_model
 from allotrope.ops import registry
 from allotrope.ops.activation import via_torch
 from allotrope.ops.contract import Array, Problem, Scalar
+from allotrope.ops.tactic import REFERENCE
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

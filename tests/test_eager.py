@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from allotrope.artifact.plan import REFERENCE, Call, Plan, Weight
+from allotrope.artifact.plan import Call, Plan, Weight
 from allotrope.build import fuse
 from allotrope.errors import EngineError, OutOfMemory
 from allotrope.models.lower import lower
 from allotrope.models.recipe import Recipe
 from allotrope.ops import registry
+from allotrope.ops.tactic import REFERENCE
 from allotrope.runtime.eager import EagerExecutor
 from allotrope.runtime.request import Limits, Request, new_request
 from allotrope.runtime.sampling_params import SamplingParams

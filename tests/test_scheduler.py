@@ -214,6 +214,24 @@ def test_prefill_is_packed_with_decodes_and_not_padded() -> None:
     assert counts == [[1, 15], [1, 15], [1, 1], [1], [1], [1], [1]]
 
 
+def test_each_row_carries_its_own_requests_parameters() -> None:
+    """Also in a slot that another request has used before."""
+    scheduler = Scheduler(100, PAGE, 3, 64, MAX_LEN)
+    names = ("temperature", "top_k", "top_p", "min_p", "seed", "logprobs")
+    values = [(0.5 + i, 3 + i, 0.1 + i / 20, i / 20, 1000 + i, i) for i in range(9)]
+    for i, row in enumerate(values):
+        scheduler.submit(make(i, [1] * (i + 1), 1 + i % 3, ignore_eos=True, **dict(zip(names, row, strict=True))))
+    model, seen = Model(100), set()
+    while (step := scheduler.plan_step()) is not None:
+        columns = (step.temperature, step.top_k, step.top_p, step.min_p, step.seeds, step.candidates)
+        for row, request in enumerate(scheduler.running[: step.rows]):
+            assert [column[row] for column in columns] == pytest.approx(list(values[request.id]))
+            assert step.prompt_lens[row] == request.id + 1
+            seen.add(request.id)
+        scheduler.commit(model.run(step))
+    assert seen == set(range(9))
+
+
 def test_the_head_of_the_queue_is_not_overtaken() -> None:
     scheduler = Scheduler(10, PAGE, 4, 64, MAX_LEN)
     big, bigger, small = make(1, [1] * 20, 5), make(2, [1] * 30, 10), make(3, [1], 1)

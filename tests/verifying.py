@@ -91,6 +91,11 @@ class Forge:
         changed = replace(changed, weights=kept)
         return self.write(engine, "planted", pieces, plan=changed)
 
+    def described(self, path: Path, **changes: Any) -> Path:
+        """A copy of an engine whose manifest says something else."""
+        engine = open_engine(path, device=CPU)
+        return self.write(engine, "described", lambda name: [engine.array(name)], **changes)
+
     def write(self, engine: Engine, name: str, pieces: Callable[[str], list[Raw]], **changes: Any) -> Path:
         out = self.new(name)
         described = replace(engine.manifest, **changes)
@@ -144,3 +149,12 @@ def with_call(path: str, change: Callable[[Call], Call]) -> Callable[[Plan], Pla
 def with_params(path: str, **params: Any) -> Callable[[Plan], Plan]:
     """A change of one call's parameters."""
     return with_call(path, lambda call: replace(call, params={**call.params, **params}))
+
+
+def with_bytes(source: Path, folder: Path, vocab: int) -> Path:
+    """A checkpoint that comes without a tokenizer, copied, with the byte tokenizer beside it."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    (folder / "bytes.json").write_text(json.dumps({"vocab_size": vocab}))
+    return folder

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from allotrope.ops.contract import Scalar
+from allotrope.ops.tactic import REFERENCE
 
 TOKENS = "tokens"  # rows of a step: every token that it computes
 LOGITS = "logits"  # rows whose logits are wanted
 SAMPLES = "samples"  # rows from which a token is drawn
-REFERENCE = "reference"  # the tactic that runs an op's reference, in fp32
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress =
     model.check_zero()
     model.check_tied()
     device = detect(options.device)
-    with writing(Path(out)) as writer, _threads(options.threads) as threads:
+    with writing(Path(out)) as writer, _threads(options) as threads:
         settle_torch(None)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, _dtype(model, options, device)))
         limits = _limits(lowered, options)
@@ -121,9 +121,14 @@ def _limits(plan: Plan, options: BuildOptions) -> Mapping[str, int]:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[int]:
-    """Tune and check with as many threads as the engine will use."""
+def _threads(options: BuildOptions) -> Iterator[int]:
+    """Tune and check with as many threads as the engine will use.
+
+    Untuned, there is nothing but small checks: one thread does them in a second, and does not wait for
+    others, which on a busy machine takes ten times as long.
+    """
     before = torch.get_num_threads()
+    wanted = 1 if options.tune == "off" else options.threads
     if wanted is not None:
         torch.set_num_threads(wanted)
     try:

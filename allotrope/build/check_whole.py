@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from allotrope.artifact.engine import Engine
-from allotrope.artifact.plan import REFERENCE, Call, Plan
+from allotrope.artifact.plan import Call, Plan
 from allotrope.build.options import BuildOptions
 from allotrope.errors import BuildError
 from allotrope.hw.device import Device
 from allotrope.ops import check
+from allotrope.ops.tactic import REFERENCE
 from allotrope.runtime.eager import EagerExecutor
 from allotrope.runtime.step import WANT_ALL, StepInput
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from allotrope.artifact import plan as plans
-from allotrope.artifact.plan import REFERENCE, Plan
+from allotrope.artifact.plan import Plan
 from allotrope.build import choose, fuse
 from allotrope.build.choose import Line, Trial
 from allotrope.build.options import BuildOptions
@@ -15,6 +15,7 @@ from allotrope.build.tasks import Task, tasks
 from allotrope.errors import BuildError
 from allotrope.hw.peaks import Ceilings
 from allotrope.ops import registry
+from allotrope.ops.tactic import REFERENCE
 
 Trials = tuple[tuple[Trial, ...], ...]
 Try = Callable[[Task], Trials]

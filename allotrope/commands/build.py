@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ from allotrope.build import build
 from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
 from allotrope.commands.output import Output, bytes_text, time_text
 
-HELP = "Pick the fastest kernels that are also right on this machine, and write an engine folder."
+HELP = "Pick the fastest kernels that are also right here, and write an engine folder."
+
+_BLOCK = r"^blocks\.\d+\."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _rows(choices: list[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """One line per choice and row bucket."""
     for choice in choices:
-        label = f"{choice['paths'][0].removeprefix('blocks.')} ×{len(choice['paths'])}"
+        label = f"{re.sub(_BLOCK, '', choice['paths'][0])} ×{len(choice['paths'])}"
         for bucket in choice["buckets"]:
             rivals = sorted(bucket["runners_up"], key=lambda rival: rival["seconds"] or 0.0)
             rival = f"{rivals[0]['tactic']} {_time(rivals[0]['seconds'])}".strip() if rivals else ""

@@ -12,7 +12,7 @@ from allotrope.hw import detect, fingerprint, peaks
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
 
-HELP = "What this machine can do: its device, its measured ceilings, which tactics it can run and why not others."
+HELP = "What this machine can do: its device, its measured ceilings, which tactics it\ncan run and why not others."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,5 +100,10 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
     out.line("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))
     out.line(f"cache     {settings.cache_dir()}")
     out.line()
-    rows = [(op, entry["name"], entry["why_not"] or "yes") for op, entries in tactics.items() for entry in entries]
-    out.table(("op", "tactic", "runs here"), rows)
+    rows = [
+        (op, entry["name"], entry["row_class"] or "–", entry["why_not"] or "yes")
+        for op, entries in tactics.items()
+        for entry in entries
+    ]
+    out.table(("op", "tactic", "row class", "runs here"), rows)
+    out.line("(row class: a row's bits do not depend on the other rows; – only with --allow-batch-variance)")

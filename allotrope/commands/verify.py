@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from allotrope.commands import build as building
 from allotrope.commands.output import Output
 from allotrope.errors import UsageError
 
@@ -35,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line; [1, 2, 3] are token ids")
     parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="greedy tokens per prompt (32)")
-    parser.add_argument("--allow-pickle", action="store_true", help="read an original that is a pickle, isolated")
+    # These count only if ENGINE is a checkpoint; --allow-pickle for reading the original, too.
+    building.add_build_options(parser.add_argument_group("building, if ENGINE is a checkpoint"))
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify and print; 3 when the verdict is below what is required."""
-    from allotrope.api import engine_folder
     from allotrope.verify.session import Question, verify
     from allotrope.verify.verdict import default_requirement, enough
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     )
     if args.require and not {"layers", "tokens"} <= set(asked.levels):
         raise UsageError("--require needs the levels layers and tokens", remedy="leave --level out")
-    folder = engine_folder(args.engine, args.device, {}, out.progress)
+    folder = _engine(args, out)
     with out.progress(len(asked.levels), "verifying") as shown:
         result = verify(folder, asked, lambda _: shown.advance())
     required = args.require or default_requirement(result.findings.dtype)
@@ -68,12 +69,25 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0 if well else 3
 
 
+def _engine(args: argparse.Namespace, out: Output) -> Path:
+    """The engine's folder; a checkpoint in its place is built first, and kept."""
+    from allotrope.api import engine_folder
+    from allotrope.artifact import manifest
+    from allotrope.build.options import BuildOptions
+
+    usual = BuildOptions().to_json()
+    given = {name: value for name, value in building.build_options(args).items() if name not in ("device", "seed")}
+    changed = {name: value for name, value in given.items() if value != usual[name] and value != ()}
+    if (Path(args.engine) / manifest.FILE).exists():
+        changed.pop("allow_pickle", None)
+    return engine_folder(args.engine, args.device, changed, out.progress)
+
+
 def _print(result: Result, out: Output) -> None:
     from allotrope.verify import text
 
     findings = result.findings
-    out.line(text.sentence(result))
-    for line in text.located_lines(result):
+    for line in (*text.sentences(result), *text.located_lines(result)):
         out.line(line)
     if findings.preflight is not None:
         out.line("preflight:")

@@ -52,3 +52,14 @@ class FunctionTactic:
     def workspace(self, problem: Problem, device: Device) -> int:
         """Bytes of scratch memory."""
         return self.scratch(problem, device)
+
+
+def aligned(value: Array) -> Array:
+    """`value`, copied if it does not lie dense at a 16-byte boundary.
+
+    On CUDA torch's norms read four elements at a time where everything lies so, and sum in another order
+    where it does not: a row's bits would depend on the buffer that it lies in.
+    """
+    if value.is_contiguous() and value.data_ptr() % 16 == 0:
+        return value
+    return value.contiguous().clone()

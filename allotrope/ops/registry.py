@@ -14,11 +14,10 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from allotrope.artifact.plan import REFERENCE
 from allotrope.errors import EngineError, UsageError
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Array, Contract, Problem, Scalar
-from allotrope.ops.tactic import Tactic
+from allotrope.ops.tactic import REFERENCE, Tactic
 
 FOLDER = Path(__file__).parent
 

@@ -14,6 +14,9 @@ from typing import Protocol
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Array, Problem, Scalar
 
+REFERENCE = "reference"
+"""The name of the tactic that every op has: its reference, computed in fp32."""
+
 
 class Tactic(Protocol):
     """One way to compute an op. Instances are immutable and live in a module's `TACTICS` tuple."""

@@ -128,6 +128,10 @@ class EagerExecutor:
         """Let go of all memory. The executor is of no use afterwards."""
         self._calls, self._caches, self._workspace = [], {}, None
         self._buffers = Buffers(self.plan, self._device.torch_name, poison=False)
+        if self._device.kind == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()  # back to the driver, not only to torch
 
     def _bind(self, call: Call, weights: Weights) -> _Bound:
         contract = registry.contract(call.op)

@@ -43,6 +43,9 @@ def check_tokens(tokenizer: Tokenizer | None, model: Model, texts: Sequence[str]
     if tokenizer is None:
         return []
     theirs, reason = _load(model.tokenizer_dir)
+    if theirs is not None and 2 * len(theirs) < tokenizer.vocab_size:
+        # Where it does not know a folder's files transformers makes an empty tokenizer and says nothing.
+        theirs, reason = None, "transformers does not find the original's vocabulary"
     if theirs is None:
         return [Check("token ids", None, reason)]
     return [_ids(tokenizer, theirs, texts), _template(tokenizer, theirs)]

@@ -246,7 +246,7 @@ def open_original(engine: Engine, named: str | None, *, allow_pickle: bool = Fal
     remedy = "name where it is now with --original"
     try:
         model = open_model(str(source["path"]), allow_pickle=allow_pickle)
-    except CheckpointError as error:
+    except (CheckpointError, UsageError) as error:
         raise CheckpointError(
             f"the engine's original cannot be read: {error.problem}", where=error.where, remedy=remedy
         ) from error

@@ -19,12 +19,12 @@ _SHOWN = 12  # rows of blocks; more are cut in the middle
 BLOCK_HEADERS = ("block", "injected", "floor", "ratio", "total", "mean abs", "<1e-3", "")
 
 
-def sentence(result: Result) -> str:
-    """The verdict first."""
+def sentences(result: Result) -> list[str]:
+    """The verdict, and what it means."""
     findings = result.findings
     if findings.verdict is None:
-        return "Nothing wrong was found; a verdict needs the levels layers and tokens."
-    return f"Verdict: {findings.verdict} ({findings.dtype}): {_MEANS[findings.verdict]}."
+        return ["Nothing wrong was found; a verdict needs the levels layers and tokens."]
+    return [f"Verdict: {findings.verdict} ({findings.dtype})", f"  {_MEANS[findings.verdict]}"]
 
 
 def preflight_lines(found: Preflight) -> list[str]:
@@ -94,11 +94,11 @@ def tokens_lines(found: Tokens) -> list[str]:
     """The greedy text."""
     lines = [f"tokens: {found.equal} of {found.total} equal, {found.exact_prompts} of {found.prompts} prompts exact"]
     for divergence in found.divergences[:3]:
-        told = "inside the noise" if divergence.explained else "NOT explained by rounding"
+        told = "rounding explains it" if divergence.explained else "NOT explained by rounding"
         lines.append(
             _cut(
-                f"  {divergence.prompt}, position {divergence.position}: {divergence.engine}, the original "
-                f"{divergence.original}; margin {divergence.margin:.2e}, floor {divergence.floor:.2e}: {told}"
+                f"  {divergence.prompt}, place {divergence.position}: {divergence.engine} for {divergence.original}, "
+                f"margin {divergence.margin:.1e}, floor {divergence.floor:.1e}: {told}"
             )
         )
     return lines

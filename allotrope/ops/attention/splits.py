@@ -12,6 +12,7 @@ the shape of every product, and with it every bit, is the same.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class Items:
 class Group:
     """Tiles that are computed together, and their items, split by split: first every tile's first split.
 
-    `prefix[s]` tiles have an s-th split; they come first, since tiles are sorted by their number of splits.
+    Tiles are sorted by their number of splits, so those that have an n-th split are the first ones.
     """
 
     query_rows: Any  # [tiles · queries] the row of q in each place; places without a query repeat another's
@@ -45,7 +46,7 @@ class Group:
     out_rows: Any  # [n] and the rows that they answer
     item_tiles: Any  # [items] the tile that each item belongs to
     parts: tuple[Items, ...]  # the items again, in portions
-    prefix: tuple[int, ...]
+    later: tuple[slice, ...]  # the items of the second splits, the third ones, …
 
 
 def groups(
@@ -106,9 +107,10 @@ def _group(
     query_rows = (spans.starts[tiles.request] - spans.first[tiles.request])[:, None] + there
     live = np.flatnonzero(position == there)
 
-    prefix = (tiles.splits > np.arange(tiles.splits[0])[:, None]).sum(axis=1)
-    item_tiles = np.concatenate([np.arange(size) for size in prefix])
-    nth = np.repeat(np.arange(len(prefix)), prefix)
+    having = (tiles.splits > np.arange(tiles.splits[0])[:, None]).sum(axis=1)  # tiles that have an n-th split
+    item_tiles = np.concatenate([np.arange(count) for count in having])
+    nth = np.repeat(np.arange(len(having)), having)
+    ends = np.cumsum(having).tolist()
     index = np.arange(-(-len(nth) // most) * most if whole else len(nth))
     index[len(nth) :] = 0
     parts = (
@@ -121,7 +123,7 @@ def _group(
         query_rows.astype(np.int64).ravel()[live],
         item_tiles,
         tuple(parts),
-        tuple(map(int, prefix)),
+        tuple(itertools.starmap(slice, itertools.pairwise(ends))),
     )
 
 

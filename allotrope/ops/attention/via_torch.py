@@ -180,23 +180,22 @@ def _on_device(group: splits.Group, kv_heads: int, device: torch.device) -> spli
         out_rows=moved(group.out_rows),
         item_tiles=moved(group.item_tiles),
         parts=tuple(items(part) for part in group.parts),
-        prefix=group.prefix,
+        later=group.later,
     )
 
 
 def _merge(top: Tensor, total: Tensor, value: Tensor, group: splits.Group) -> Tensor:
     """Tiles' results from their items', added up in the order of the keys."""
-    tiles, items = group.prefix[0], sum(group.prefix)
-    if items > tiles:
-        starts = np.cumsum(group.prefix).tolist()
-        later = [slice(start, start + size) for start, size in zip(starts, group.prefix[1:], strict=False)]
+    items = len(group.item_tiles)  # what comes after them is padding
+    tiles = group.later[0].start if group.later else items
+    if group.later:
         highest = top[:tiles].clone()
-        for some in later:
+        for some in group.later:
             first = highest[: some.stop - some.start]
             torch.maximum(first, top[some], out=first)
         weight = top[:items].sub_(highest.index_select(0, group.item_tiles)).exp_()
         total, value = total[:items].mul_(weight), value[:items].mul_(weight)
-        for some in later:
+        for some in group.later:
             total[: some.stop - some.start] += total[some]
             value[: some.stop - some.start] += value[some]
     # 0 + x, because a sum of splits is never −0, while one split alone may be

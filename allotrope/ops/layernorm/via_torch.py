@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Problem, Scalar
-from allotrope.ops.functional import FunctionTactic
+from allotrope.ops.functional import FunctionTactic, aligned
 
 _SERIAL = 32768  # elements: torch sums a single longer row on the CPU in one piece per thread
 
@@ -18,8 +18,9 @@ _SERIAL = 32768  # elements: torch sums a single longer row on the CPU in one pi
 def _fused(
     out: Mapping[str, Tensor], ins: Mapping[str, Tensor], params: Mapping[str, Scalar], workspace: Tensor | None
 ) -> None:
-    x = ins["x"]
-    out["out"].copy_(F.layer_norm(x, x.shape[-1:], ins.get("weight"), ins.get("bias"), float(params["eps"])))
+    given = {name: aligned(value) for name, value in ins.items()} if ins["x"].is_cuda else ins
+    x = given["x"]
+    out["out"].copy_(F.layer_norm(x, x.shape[-1:], given.get("weight"), given.get("bias"), float(params["eps"])))
 
 
 def _scratch(problem: Problem, device: Device) -> int:

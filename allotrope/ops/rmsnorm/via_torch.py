@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Problem, Scalar
-from allotrope.ops.functional import FunctionTactic
+from allotrope.ops.functional import FunctionTactic, aligned
 
 _SERIAL = 32768  # elements: torch sums a single longer row on the CPU in one piece per thread
 
@@ -23,8 +23,9 @@ def _indivisible(problem: Problem, device: Device) -> str | None:
 def _fused(
     out: Mapping[str, Tensor], ins: Mapping[str, Tensor], params: Mapping[str, Scalar], workspace: Tensor | None
 ) -> None:
-    parts = torch.unflatten(ins["x"], -1, (int(params["heads"]), -1))
-    normed = F.rms_norm(parts, parts.shape[-1:], ins.get("weight"), float(params["eps"]))
+    given = {name: aligned(value) for name, value in ins.items()} if ins["x"].is_cuda else ins
+    parts = torch.unflatten(given["x"], -1, (int(params["heads"]), -1))
+    normed = F.rms_norm(parts, parts.shape[-1:], given.get("weight"), float(params["eps"]))
     torch.unflatten(out["out"], -1, parts.shape[-2:]).copy_(normed)
 
 

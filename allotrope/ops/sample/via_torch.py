@@ -75,7 +75,8 @@ def _weigh(scaled: Tensor) -> Tensor:
 def _draw(scaled: Tensor, how: Mapping[str, Tensor]) -> Tensor:
     """One token per row, from what the filters leave."""
     weights = _weigh(scaled.clone())
-    filtered = _filter_each(scaled, weights, how) if scaled.device.type == "cpu" else _filter(scaled, weights, how)
+    looks = scaled.device.type == "cpu" and scaled.shape[1] > _FEW
+    filtered = _filter_each(scaled, weights, how) if looks else _filter(scaled, weights, how)
     ends = filtered.cumsum(-1)
     total = ends[:, -1:]
     uniform = uniform_bits(how["seeds"], how["sample_positions"]).double()[:, None] * 2.0**-UNIFORM_BITS
