@@ -184,6 +184,25 @@ def test_padding_a_group_changes_nothing(tactic: Any, monkeypatch: pytest.Monkey
     assert set(seen) == {7}
 
 
+@pytest.mark.parametrize(("first", "stop"), [(0, 50), (13, 14), (37, 50), (8, 16)])
+def test_a_query_always_stands_in_the_same_place(first: int, stop: int) -> None:
+    """Whichever chunk brings position p: row p % 4 of its tile, against splits that begin at multiples of 8."""
+    spans = assemble([part(SHAPES["one"].sequence(stop, 0), first, stop)], 64, torch.Generator().manual_seed(0))[
+        "spans"
+    ]
+    (group,) = groups(spans, queries=4, keys=8, window=0, page_size=64, most=1000, whole=False)
+    places = dict(zip(group.out_rows + first, group.live, strict=True))
+    assert sorted(places) == list(range(first, stop))
+    assert all(place % 4 == position % 4 for position, place in places.items())
+    offsets = group.parts[0].slots - spans.pages[0, 0] * 64
+    for tile, keys, hidden in zip(group.parts[0].tiles, offsets, group.parts[0].hidden, strict=True):
+        assert keys[0] % 8 == 0
+        seen = [position for position, place in places.items() if place // 4 == tile]
+        for position in seen:
+            visible = keys[~hidden[position % 4]]
+            assert visible.tolist() == [key for key in range(keys[0], keys[0] + 8) if key <= position]
+
+
 def problem(rows: int, requests: int, context: int, shape: Shape, dtype: str = "fp32") -> Problem:
     axes = {
         "rows": rows,

@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from allotrope.models.family import all_families
 from allotrope.models.model import open_model
 
 VOCAB, HIDDEN, HEADS, LAYERS, LIMIT = 131, 48, 6, 3, 64
@@ -74,7 +75,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {**_GROUPED, "head_dim": 16, "tie_word_embeddings": True}),
 }
 
-FAMILIES = ("gpt2", "opt", "llama", "qwen", "decicoder", "mistral", "qwen2", "qwen3")
+FAMILIES = tuple(family.name for family in all_families())
 """One kind per family."""
 
 

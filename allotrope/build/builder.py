@@ -146,7 +146,7 @@ def _select(
     label = "checking tactics" if options.tune == "off" else "checking and timing tactics"
     with progress(todo, label) as shown:
         tuner = Tuner(device, options, Timings.load(device, threads), shown.advance)
-        selection = select.select(plan, options, tuner.trials, peaks.load(device))
+        selection = select.select(plan, options, tuner.trials, tuner.prove, peaks.load(device))
         kept = tuner.timings.save()
     return selection, {"timed": tuner.timed, "reused": tuner.reused, "kept": kept}
 

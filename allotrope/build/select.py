@@ -19,6 +19,7 @@ from allotrope.ops.tactic import REFERENCE
 
 Trials = tuple[tuple[Trial, ...], ...]
 Try = Callable[[Task], Trials]
+Prove = Callable[[Task, tuple[str, ...]], str | None]
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,36 @@ def reference(plan: Plan) -> Selection:
     return Selection(plan.with_tactics(((None, REFERENCE),)), [], fusions, [call.path for call in plan.calls])
 
 
-def select(plan: Plan, options: BuildOptions, attempt: Try, ceilings: Ceilings | None) -> Selection:
-    """Try what there is to try, and choose."""
+def select(plan: Plan, options: BuildOptions, attempt: Try, prove: Prove, ceilings: Ceilings | None) -> Selection:
+    """Try what there is to try, and choose. A row class is proven once it is about to be chosen."""
     known: dict[tuple[str, ...], Trials] = {}
 
     def lines_of(candidate: Plan) -> dict[str, tuple[Task, Trials, Line]]:
         """For each call: its task, its trials, its best line."""
-        found = []
-        for task in tasks(candidate, options.tune):
-            key = tuple(problem.key() for problem in task.problems)
-            if key not in known:
-                known[key] = attempt(task)
-            found.append((task, known[key]))
-        return _best_lines(found, options)
+        wanted = tasks(candidate, options.tune)
+        for task in wanted:
+            if task.key not in known:
+                known[task.key] = attempt(task)
+        while True:
+            best = _best_lines([(task, known[task.key]) for task in wanted], options)
+            false = {task.key: why for task, _, line in best.values() if (why := refuted(task, line))}
+            if not false:
+                return best
+            for key, (members, reason) in false.items():
+                known[key] = _without_class(known[key], members, reason)
+
+    def refuted(task: Task, line: Line) -> tuple[set[str], str] | None:
+        """The tactics of a line that have not the row class that they claim, and what was seen."""
+        names = tuple(trial.tactic for trial in line.trials)
+        if line.row_class is None or (task.key, names) in proven:
+            return None
+        reason = prove(task, names)
+        if reason is None:
+            proven.add((task.key, names))
+            return None
+        return set(names), reason
+
+    proven = set[tuple[tuple[str, ...], tuple[str, ...]]]()
 
     reasons: dict[str, str] = {}
     chosen = lines_of(plan)
@@ -63,6 +81,13 @@ def select(plan: Plan, options: BuildOptions, attempt: Try, ceilings: Ceilings |
                 plan, chosen = fused, fused_lines
         reasons[fusion.name] = reason
     return _selection(plan, options, chosen, reasons, ceilings)
+
+
+def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
+    note = f"not of its row class here: {reason}"
+    return tuple(
+        tuple(replace(t, row_class=None, note=note) if t.tactic in members else t for t in bucket) for bucket in trials
+    )
 
 
 def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions) -> str | None:

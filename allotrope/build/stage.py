@@ -16,7 +16,7 @@ from allotrope.ops.tactic import Tactic
 
 # Weights are rotated among copies until they exceed any cache, as a model's other layers would see to;
 # a single weight of this size is cold anyway.
-_COLD_BYTES = 256 * 2**20
+_COLD_BYTES = 96 * 2**20
 _MOST_COPIES = 64
 
 

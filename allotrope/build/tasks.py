@@ -31,6 +31,11 @@ class Task:
     paths: tuple[str, ...]
     weights: Mapping[str, tuple[str, ...]]
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The same for all calls that pose the same problems."""
+        return tuple(problem.key() for problem in self.problems)
+
 
 def tasks(plan: Plan, effort: str) -> list[Task]:
     """The plan's tasks, in the order of their first calls."""

@@ -1,4 +1,4 @@
-"""Timings of tactics, kept between builds: one JSON file per fingerprint, one entry per tactic and problem.
+"""Timings of tactics, and row classes proven, kept between builds: one JSON file per fingerprint.
 
 A cache and nothing more: a file that cannot be read is as good as none, and one that cannot be written
 costs the next build its time, no more.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from allotrope.hw.fingerprint import fingerprint
 from allotrope.ops.contract import Problem
 from allotrope.ops.tactic import Tactic
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -32,53 +33,61 @@ class Measured:
 
 @dataclass
 class Timings:
-    """The kept timings of one fingerprint. `add` and `get` work in memory, `save` merges into the file."""
+    """What is kept under one fingerprint. `add` and `get` work in memory, `save` merges into the file."""
 
     path: Path
-    known: dict[str, Measured]
-    fresh: dict[str, Measured] = field(default_factory=dict)
+    known: dict[str, Measured] = field(default_factory=dict)
+    proven: set[str] = field(default_factory=set)
 
     @staticmethod
     def load(device: Device, threads: int) -> Timings:
         """What is kept for this device, these libraries and this many threads."""
         facts = fingerprint(device)
         text = json.dumps([_SCHEMA, facts.hard, facts.soft, threads], sort_keys=True)
-        path = settings.cache_dir() / "timings" / f"{digests.of_bytes(text.encode())[:32]}.json"
-        return Timings(path, _read(path))
+        return _read(settings.cache_dir() / "timings" / f"{digests.of_bytes(text.encode())[:32]}.json")
 
     def get(self, tactic: Tactic, problem: Problem, effort: str) -> Measured | None:
         """The kept timing, if it was taken with as much effort."""
-        return self.fresh.get(key := _key(tactic, problem, effort)) or self.known.get(key)
+        return self.known.get(f"{_key([tactic], problem)} {effort}")
 
     def add(self, tactic: Tactic, problem: Problem, effort: str, measured: Measured) -> None:
         """Keep a new timing."""
-        self.fresh[_key(tactic, problem, effort)] = measured
+        self.known[f"{_key([tactic], problem)} {effort}"] = measured
+
+    def is_proven(self, tactics: Sequence[Tactic], problem: Problem) -> bool:
+        """Whether these tactics, together, were found to keep their row class here."""
+        return _key(tactics, problem) in self.proven
+
+    def add_proven(self, tactics: Sequence[Tactic], problem: Problem) -> None:
+        """Keep a proof."""
+        self.proven.add(_key(tactics, problem))
 
     def save(self) -> bool:
-        """Merge what is new into the file; False where that cannot be."""
-        if not self.fresh:
-            return True
+        """Merge into the file; False where that cannot be."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_suffix(".lock").open("w", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                merged = {**_read(self.path), **self.fresh}
+                other = _read(self.path)
+                rows = {name: [found.seconds, found.noise] for name, found in (other.known | self.known).items()}
                 new = self.path.with_suffix(f".{os.getpid()}")
-                rows = {name: [found.seconds, found.noise] for name, found in sorted(merged.items())}
-                new.write_text(json.dumps(rows, indent=0), encoding="utf-8")
+                data = {"timings": rows, "proven": sorted(other.proven | self.proven)}
+                new.write_text(json.dumps(data, indent=0, sort_keys=True), encoding="utf-8")
                 new.replace(self.path)
         except OSError:
             return False
         return True
 
 
-def _key(tactic: Tactic, problem: Problem, effort: str) -> str:
-    return f"{tactic.name}@{tactic.version} {problem.key()} {effort}"
+def _key(tactics: Sequence[Tactic], problem: Problem) -> str:
+    names = sorted(f"{tactic.name}@{tactic.version}" for tactic in tactics)
+    return f"{' '.join(names)} {problem.key()}"
 
 
-def _read(path: Path) -> dict[str, Measured]:
+def _read(path: Path) -> Timings:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): Measured(float(row[0]), float(row[1])) for name, row in rows.items()}
+        data = json.loads(path.read_text(encoding="utf-8"))
+        known = {str(name): Measured(float(row[0]), float(row[1])) for name, row in data["timings"].items()}
+        return Timings(path, known, {str(key) for key in data["proven"]})
     except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError):
-        return {}
+        return Timings(path)

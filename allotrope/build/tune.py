@@ -21,6 +21,9 @@ from allotrope.ops.tactic import Tactic
 _CHECKED_VALUES = {"full": 1 << 24, "fast": 1 << 22, "off": 1 << 19}
 _SAMPLES = {"full": 9, "fast": 3}
 _BUDGET_S = {"full": 0.5, "fast": 0.1}
+_LEAST_NOISE = 0.02  # of a timing: two builds should not differ over less
+_HOPELESS = 3.0  # so many times slower than another tactic: not worth more samples
+_SHORT_S = 0.03  # soon repeated, and soon disturbed: one sample of so little says nothing
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # what torch raises, out of memory too
 
 
@@ -42,26 +45,27 @@ class Tuner:
         for problem in task.problems:
             found.append(self._bucket(problem))
             self.advance()
-        if self.options.tune != "off" and not self.options.allow_batch_variance:
-            self._prove_row_classes(task, found)
         return tuple(tuple(trials) for trials in found)
 
-    def _prove_row_classes(self, task: Task, found: list[list[Trial]]) -> None:
-        """Take away the row class from tactics that do not keep it here.
+    def prove(self, task: Task, tactics: tuple[str, ...]) -> str | None:
+        """Why these tactics, of one row class, do not give a row the same bits in any company; None if they do.
 
         A library may pick its kernel by shape, so what holds for one shape is not proof for another.
+        Untuned, and where batch variance is allowed, the tactics' word is taken for it.
         """
+        if self.options.tune == "off" or self.options.allow_batch_variance:
+            return None
+        first, *others = (registry.tactic(task.op, name) for name in dict.fromkeys(tactics))
         small = shrunk(task.problems[0], _CHECKED_VALUES[self.options.tune])
-        groups: dict[tuple[object, object], dict[str, None]] = {}
-        for trial in (trial for trials in found for trial in trials):
-            if trial.refusal is None and trial.row_class is not None:
-                groups.setdefault((trial.row_class, trial.packings), {})[trial.tactic] = None
-        for members in groups.values():
-            first, *rest = (registry.tactic(task.op, name) for name in members)
-            reason = _proven(first, rest, small, self.device, self.options.seed)
-            if reason is not None:
-                for trials in found:
-                    trials[:] = [_classless(trial, reason) if trial.tactic in members else trial for trial in trials]
+        if self.timings.is_proven([first, *others], small):
+            return None
+        try:
+            reason = check.check_rows(first, small, self.device, self.options.seed, among=others)
+        except _RAISED as error:
+            reason = _words(error)
+        if reason is None:
+            self.timings.add_proven([first, *others], small)
+        return reason
 
     def _bucket(self, problem: Problem) -> list[Trial]:
         tactics = registry.tactics(problem.op)
@@ -103,6 +107,7 @@ class Tuner:
 
     def _time(self, tactics: tuple[Tactic, ...], trials: list[Trial], problem: Problem, effort: str) -> list[Trial]:
         stage = None
+        best = math.inf
         results = []
         for tactic, trial in zip(tactics, trials, strict=True):
             if trial.refusal is not None:
@@ -111,24 +116,30 @@ class Tuner:
             measured = self.timings.get(tactic, problem, effort)
             if measured is None:
                 stage = stage or Stage.of(problem, self.device, self.options.seed, _CHECKED_VALUES[effort])
-                measured = self._measure(stage, tactic, effort)
+                measured = self._measure(stage, tactic, effort, best)
                 self.timings.add(tactic, problem, effort, measured)
                 self.timed += 1
             else:
                 self.reused += 1
+            best = min(best, measured.seconds)
             results.append(replace(trial, measured=measured))
         return results
 
-    def _measure(self, stage: Stage, tactic: Tactic, effort: str) -> Measured:
+    def _measure(self, stage: Stage, tactic: Tactic, effort: str, best: float) -> Measured:
+        """Time a tactic; one that is far behind the best so far is timed but roughly.
+
+        The least of the samples is taken, for other processes only ever add to it, and its distance to the
+        next one is the noise: a median would judge the machine's other work along with the tactic.
+        """
         import torch
 
         with torch.inference_mode():
-            timing = time_calls(stage.call(tactic), self.device, samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort])
-        return Measured(timing.median, timing.spread)
-
-
-def _classless(trial: Trial, reason: str) -> Trial:
-    return replace(trial, row_class=None, note=f"not of its row class here: {reason}")
+            call = stage.call(tactic)
+            samples = time_calls(call, self.device, samples=1, min_sample_s=0.0).samples
+            if samples[0] < _HOPELESS * best:
+                samples = time_calls(call, self.device, samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort]).samples
+        least, *others = sorted(samples)
+        return Measured(least, max(_LEAST_NOISE * least, min(others, default=least) - least))
 
 
 def _checked(tactic: Tactic, case: check.Case) -> check.CheckResult:
@@ -138,14 +149,6 @@ def _checked(tactic: Tactic, case: check.Case) -> check.CheckResult:
     except _RAISED as error:
         return check.CheckResult(False, math.inf, math.inf, 0.0, 0.0, _words(error))
     return max(results, key=lambda result: (not result.ok, result.max_error))
-
-
-def _proven(tactic: Tactic, others: list[Tactic], problem: Problem, device: Device, seed: int) -> str | None:
-    """Why the tactics do not keep their row class, or None."""
-    try:
-        return check.check_rows(tactic, problem, device, seed, among=others)
-    except _RAISED as error:
-        return _words(error)
 
 
 def _words(error: Exception) -> str:

@@ -79,7 +79,14 @@ def _tactics(device: Device) -> dict[str, list[dict[str, Any]]]:
 
     problems = typical_problems("fp32" if device.kind == "cpu" else "fp16")
     return {
-        op: [{"name": tactic.name, "why_not": tactic.why_not(problem, device)} for tactic in registry.tactics(op)]
+        op: [
+            {
+                "name": tactic.name,
+                "why_not": tactic.why_not(problem, device),
+                "row_class": tactic.row_class(problem, device),
+            }
+            for tactic in registry.tactics(op)
+        ]
         for op, problem in sorted(problems.items())
     }
 
@@ -106,4 +113,5 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
         for entry in entries
     ]
     out.table(("op", "tactic", "row class", "runs here"), rows)
-    out.line("(row class: a row's bits do not depend on the other rows; – only with --allow-batch-variance)")
+    out.line("Row class: a row's bits do not depend on the other rows; a tactic without one")
+    out.line("serves only with --allow-batch-variance.")

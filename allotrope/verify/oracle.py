@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Oracle:
         resident: bool = True,
     ) -> None:
         self.precision, self.dtype, self.device = precision, DTYPES[precision], device
-        self._loaders = loaders
+        self._loaders, self._resident = loaders, resident
         self._by_longest = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
         with self._precise():
             self.model = _skeleton(model_class, config, self.dtype)
@@ -91,6 +92,12 @@ class Oracle:
         """A module of the original by its dotted name."""
         found: nn.Module = self.model.get_submodule(name)
         return found
+
+    def loaders(self) -> dict[str, Loader] | None:
+        """What gives this oracle's own parameters, for another one in a coarser precision; None if it holds none."""
+        if not self._resident:
+            return None
+        return {source: partial(self.model.get_parameter, source) for source in set(self._sources.values())}
 
     def parameter(self, name: str) -> torch.Tensor | None:
         """A parameter as the checkpoint has it; None if the original has none of that name."""

@@ -22,8 +22,14 @@ FINER = {"fp32": "fp64", "fp16": "fp32", "bf16": "fp32"}
 Raw = np.ndarray[Any, Any]
 
 
-def oracle(model: Model, precision: str, device: Device, *, resident: bool | None = None) -> Oracle:
-    """`model` as transformers computes it, in `precision`. Held block by block where it would not fit whole."""
+def oracle(
+    model: Model, precision: str, device: Device, *, resident: bool | None = None, finer: Oracle | None = None
+) -> Oracle:
+    """`model` as transformers computes it, in `precision`. Held block by block where it would not fit whole.
+
+    With `finer`, the same in a precision that holds the checkpoint's weights exactly, they are rounded from
+    there and not read again.
+    """
     import transformers
 
     described = model.family.oracle
@@ -36,7 +42,7 @@ def oracle(model: Model, precision: str, device: Device, *, resident: bool | Non
     return Oracle(
         getattr(transformers, described.model_class),
         config,
-        loaders(model),
+        (finer and finer.loaders()) or loaders(model),
         precision,
         device.torch_name,
         layers=len(model.recipe.blocks),

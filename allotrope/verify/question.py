@@ -19,14 +19,30 @@ _CHAT = (
 )
 
 
-def check_generation(engine: Engine, model: Model) -> Check:
-    """Begin, end and padding tokens and the published sampling defaults."""
+def check_generation(engine: Engine, model: Model, tokenizer: Tokenizer | None) -> Check:
+    """Begin, end and padding tokens and the published sampling defaults.
+
+    What the original leaves open (all of it, where it has no tokenizer of its own) the engine may take from
+    its tokenizer, and from nowhere else.
+    """
     ours, theirs = engine.manifest.generation, model.generation
-    wrong = [key for key in theirs if ours.get(key) != theirs[key]]
-    if wrong:
-        key = wrong[0]
-        return Check("generation", False, f"{key} is {ours.get(key)!r}, the original's is {theirs[key]!r}")
-    return Check("generation", True, f"eos {theirs['eos_token_ids']}, bos {theirs['bos_token_id']}, defaults alike")
+    for key, stated in theirs.items():
+        found = ours.get(key)
+        if found == stated:
+            continue
+        left_open = stated in (None, []) or model.tokenizer_dir is None
+        if left_open and tokenizer is not None and found == _named_by(tokenizer).get(key):
+            continue
+        return Check("generation", False, f"{key} is {found!r}, the original's is {stated!r}")
+    return Check("generation", True, f"eos {ours.get('eos_token_ids')}, bos {ours.get('bos_token_id')}, defaults alike")
+
+
+def _named_by(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_ids": list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
 def check_length(engine: Engine, model: Model) -> Check:

@@ -138,7 +138,7 @@ class _Session:
             check_digests(self.engine),
             check_structure(self.plan, self.model.family, self.model.recipe, self._skeleton),
             check_weights(self.engine, self.model),
-            question.check_generation(self.engine, self.model),
+            question.check_generation(self.engine, self.model, self.tokenizer),
             question.check_length(self.engine, self.model),
             self._readable,
             *question.check_tokens(self.tokenizer, self.model, TEXTS),
@@ -199,7 +199,7 @@ class _Session:
 
     @cached_property
     def _same(self) -> Oracle:
-        return oracle(self.model, self.dtype, self.device)
+        return oracle(self.model, self.dtype, self.device, finer=self._truth)
 
     @cached_property
     def _driver(self) -> Driver:

@@ -94,7 +94,7 @@ def tokens_lines(found: Tokens) -> list[str]:
     """The greedy text."""
     lines = [f"tokens: {found.equal} of {found.total} equal, {found.exact_prompts} of {found.prompts} prompts exact"]
     for divergence in found.divergences[:3]:
-        told = "rounding explains it" if divergence.explained else "NOT explained by rounding"
+        told = "noise" if divergence.explained else "NOT NOISE"
         lines.append(
             _cut(
                 f"  {divergence.prompt}, place {divergence.position}: {divergence.engine} for {divergence.original}, "
