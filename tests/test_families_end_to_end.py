@@ -1,4 +1,4 @@
-"""Every family, from checkpoint to text, against transformers on the same tokens; adding a family adds a row."""
+"""Every kind of tiny model, from checkpoint to text, against transformers on the same tokens."""
 
 from __future__ import annotations
 
@@ -19,33 +19,21 @@ from allotrope.verify.drive import Driver
 from allotrope.verify.original import oracle
 from allotrope.verify.session import Question, verify
 from allotrope.verify.verdict import IDENTICAL
+from tests.tiny import KINDS
 from tests.tiny import oracle as plain_original
 from tests.verifying import CPU, VOCAB, Forge, checkpoint, shared_forge
 
 STEPS = 64
 LIMIT = 2 * STEPS
-_LIMIT = {"max_position_embeddings": LIMIT}
-# One row per family; a variant has its own where it computes something else. What a row names is what
-# transformers calls the longest sequence.
-ROWS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_positions": LIMIT},
-    "gpt2-untied": {"n_positions": LIMIT},
-    "opt": _LIMIT,
-    "opt-350m": _LIMIT,
-    "galactica": _LIMIT,
-    "galactica-zero": _LIMIT,
-    "llama": _LIMIT,
-    "llama-grouped": _LIMIT,
-    "llama-linear": _LIMIT,
-    "llama-dynamic": {"max_position_embeddings": 24, "rope_parameters": None},
-    "llama-llama3": _LIMIT,
-    "qwen": _LIMIT,
-    "decicoder": _LIMIT,
-    "mistral": _LIMIT,
-    "qwen2": _LIMIT,
-    "qwen3": _LIMIT,
-}
-ROWS["llama-dynamic"]["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": LIMIT / 24}
+
+
+def longer(kind: str) -> dict[str, Any]:
+    """The settings under which a kind's sequences may be `LIMIT` long; a scaling keeps its own reach."""
+    settings = KINDS[kind][1]
+    if kind == "llama-dynamic":
+        reach = settings["max_position_embeddings"]
+        return {"rope_parameters": {**settings["rope_parameters"], "factor": LIMIT / reach}}
+    return {"n_positions" if "n_positions" in settings else "max_position_embeddings": LIMIT}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,9 +70,9 @@ def continued(original: Any, prompt: list[int], count: int) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_engine_is_the_original(forge: Forge, kind: str) -> None:
-    source = checkpoint(kind, forge.new(kind), **ROWS[kind])
+    source = checkpoint(kind, forge.new(kind), **longer(kind))
     path = forge.new(f"{kind}-engine")
     build(str(source), path, device="cpu", dtype="fp32", tune="off")
     engine, prompts = open_engine(path, device=CPU), ragged(LIMIT)
