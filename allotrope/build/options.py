@@ -20,7 +20,7 @@ class BuildOptions:
 
     device: str = "auto"
     dtype: str = "auto"  # auto: fp32 on a CPU; on a GPU the checkpoint's own, if it has 16 bits
-    tune: str = "full"
+    tune: str = "fast"
     without: tuple[str, ...] = ()  # fusions and tactics that may not be used
     plan: str = "best"
     allow_batch_variance: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -131,9 +132,10 @@ def _lines(task: Task, trials: Trials, options: BuildOptions) -> list[Line]:
     lines = choose.lines(trials, any_class=options.allow_batch_variance)
     if lines:
         return lines
-    usable = [trial.tactic for bucket in trials for trial in bucket if trial.refusal is None]
+    usable = [trial for bucket in trials for trial in bucket if trial.refusal is None]
     if usable:
-        problem = f"no row class serves all row counts; usable: {', '.join(dict.fromkeys(usable))}"
+        told = dict.fromkeys(f"{trial.tactic} ({trial.note or 'of none'})" for trial in usable if not trial.row_class)
+        problem = f"no row class serves all row counts; usable: {', '.join(told)}"
         raise BuildError(problem, where=f"op {task.op}", remedy="--allow-batch-variance builds it all the same")
     refusals = "; ".join(f"{trial.tactic}: {trial.refusal}" for trial in trials[0]) or "there are none for it"
     raise BuildError(f"no tactic is usable ({refusals})", where=f"op {task.op}", remedy="use --plan reference")
@@ -215,6 +217,6 @@ def _figures(trial: Trial) -> dict[str, Any]:
     return {
         "seconds": None if measured is None else measured.seconds,
         "noise": None if measured is None else measured.noise,
-        "error": trial.max_error,
+        "error": trial.max_error if math.isfinite(trial.max_error) else None,
         "plain_error": trial.floor_error,
     }

@@ -32,6 +32,8 @@ def shrunk(problem: Problem, most_values: int) -> Problem:
             row = math.prod(axes[axis] for axis in operand.axes[1:])
             lead = operand.axes[0]
             axes[lead] = min(axes[lead], max(64, most_values // row))
+    if "pages" in axes:  # of the pool, only as many as the rows can touch
+        axes["pages"] = min(axes["pages"], max(4, axes["rows"]))
     return replace(problem, axes=axes)
 
 

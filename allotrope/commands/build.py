@@ -27,7 +27,7 @@ def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     """Declare what a build can be asked for; also for verbs that take a checkpoint for an engine."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of compute (auto: fp32 on a CPU)")
     parser.add_argument(
-        "--tune", choices=TUNE, default="full", help="how hard to measure; off: listing order, checked but not timed"
+        "--tune", choices=TUNE, default="fast", help="how hard to measure; off: listing order, checked but not timed"
     )
     parser.add_argument(
         "--without", default="", metavar="PART,…", help="leave out fusions (qkv, gate_up) or tactics (linear/torch_mm)"
