@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from allotrope.build.timings import Measured
 
+_DECODE = 2.0
 Packings = tuple[tuple[str, str], ...]  # (weight operand, packing), sorted
 
 
@@ -33,7 +34,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Line:
-    """A tactic per bucket. `score` is the sum over buckets of its time in units of the fastest tactic's there."""
+    """A tactic per bucket. `score` sums over buckets its time in units of the fastest tactic's there.
+
+    The first bucket, one request that decodes, counts `_DECODE` times: a prompt is computed in a step or a
+    few, its answer takes a step per token.
+    """
 
     trials: tuple[Trial, ...]
     packings: Packings
@@ -67,11 +72,15 @@ def lines(buckets: Sequence[Sequence[Trial]], *, any_class: bool) -> list[Line]:
                 trials,
                 packings,
                 classes.pop() if len(classes) == 1 else None,
-                sum(time.seconds / unit for time, unit in times),
-                sum(time.noise / unit for time, unit in times),
+                _weighted([time.seconds / unit for time, unit in times]),
+                _weighted([time.noise / unit for time, unit in times]),
             )
         )
     return found
+
+
+def _weighted(relative: Sequence[float]) -> float:
+    return sum(relative) + (_DECODE - 1) * relative[0]
 
 
 def _kinds(usable: Sequence[Sequence[Trial]], any_class: bool) -> list[tuple[Packings, str | None]]:

@@ -158,9 +158,75 @@ def _widened(weight: Tensor, bias: Tensor | None, scratch: _Scratch) -> tuple[Te
     return wide.t(), filled
 
 
+@dataclass(frozen=True)
+class Flipped:
+    """The product turned round: weight · xᵀ, then laid down in rows. For fp32 with MKL.
+
+    There the few rows are the columns of the result, for which MKL has kernels that read the weight at
+    nearly full bandwidth; with the rows as rows it computes as if there were many more. Its kernels for
+    4 to 8 columns sum in one order, those for 12 and more in another, and within each the bits do not
+    depend on the number. So there are two classes: tiles of four, and everything at once from `least` up.
+    """
+
+    name: str
+    least: int  # columns of a product; fewer rows are filled up
+    most: int | None  # columns of a product; None: all there are
+    op: str = "linear"
+    version: int = 1
+    capturable: bool = True
+
+    def packings(self) -> Mapping[str, str]:
+        """Weights as the checkpoint has them."""
+        return {"weight": "rows", "bias": "rows"}
+
+    def why_not(self, problem: Problem, device: Device) -> str | None:
+        """It is a way with MKL's fp32 kernels."""
+        if device.kind != "cpu" or problem.dtype != "fp32":
+            return "turning the product round helps MKL's fp32 kernels on a CPU alone"
+        if problem.axes["out"] < NARROW:
+            return f"for fewer than {NARROW} outputs a row's bits depend on its place"
+        return None
+
+    def row_class(self, problem: Problem, device: Device) -> str | None:
+        """Its own name: the number of columns picks no other kernel within its bounds."""
+        return self.name
+
+    def workspace(self, problem: Problem, device: Device) -> int:
+        """The rows, filled up, and the result before it is laid down."""
+        columns = max(self.least, min(problem.axes["rows"], self.most or problem.axes["rows"]))
+        return _aligned(4 * columns * problem.axes["in"]) + _aligned(4 * columns * problem.axes["out"])
+
+    def run(
+        self,
+        out: Mapping[str, Tensor],
+        ins: Mapping[str, Tensor],
+        params: Mapping[str, Scalar],
+        workspace: Tensor | None,
+    ) -> None:
+        """Product by product, each laid down and, with a bias, added to."""
+        if workspace is None:
+            raise ValueError(f"{self.name} needs its workspace")
+        x, weight, target, bias = ins["x"], ins["weight"], out["out"], ins.get("bias")
+        step = self.most or len(x)
+        for start in range(0, len(x), step):
+            rows, into = x[start : start + step], target[start : start + step]
+            columns = max(self.least, len(rows))
+            scratch = _Scratch(workspace, x.dtype)
+            given, result = scratch.take(columns, x.shape[1]), scratch.take(target.shape[1], columns)
+            given[: len(rows)].copy_(rows)
+            given[len(rows) :].zero_()
+            torch.mm(weight, given.t(), out=result)
+            if bias is None:
+                into.copy_(result.t()[: len(rows)])
+            else:
+                torch.add(result.t()[: len(rows)], bias, out=into)
+
+
 TACTICS = (
     # A tile's cost on a CPU is bound by its arithmetic from about 16 rows on, and by reading the weight at one.
     Tiles(8, "rows"),
+    Flipped("torch_flip4", 4, 4),  # decoding a few rows
+    Flipped("torch_flip", 16, None),  # many rows
     Tiles(1, "rows"),
     Tiles(16, "rows"),
     Tiles(32, "rows"),

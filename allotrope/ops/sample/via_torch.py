@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -54,17 +53,30 @@ def _sample(logits: Tensor, how: Mapping[str, Tensor], scratch: Tensor) -> tuple
     tokens = logits.argmax(-1, keepdim=True)  # the first of equals; NaN counts as largest
     top = logits.gather(-1, tokens).double()
     valid = top.isfinite()
-    below = torch.sub(logits, top, out=scratch[: len(logits)])  # the maximum is 0
     temperature = how["temperature"].double()[:, None]
     # On a CPU a look at the parameters is free and may save the work; the tokens are the same either way.
     if logits.device.type != "cpu" or bool((temperature > 0).any()):
+        below = torch.sub(logits, top, out=scratch[: len(logits)])  # the maximum is 0
         drawn = _draw(below / torch.where(temperature > 0, temperature, 1.0), how)
         tokens = torch.where((temperature > 0) & valid, drawn, tokens)
     tokens = torch.where(valid, tokens, 0)
-    chosen = below.gather(-1, tokens)
-    total = _weigh(below).sum(-1, keepdim=True)
-    logprobs = chosen - (total.log() - weight_bits(logits.shape[1]) * math.log(2))
+    chosen = logits.gather(-1, tokens).double() - top
+    logprobs = chosen - _mass(logits, top, scratch).log()
     return tokens, torch.where(valid, logprobs, torch.nan)
+
+
+def _mass(logits: Tensor, top: Tensor, scratch: Tensor) -> Tensor:
+    """The sum of exp(logit - top) per row, by a way that is the same however many rows there are."""
+    if logits.device.type != "cpu":
+        below = torch.sub(logits, top, out=scratch[: len(logits)])
+        return _weigh(below).sum(-1, keepdim=True) * 2.0 ** -weight_bits(logits.shape[1])
+    # Row by row, torch splits each alike. exp in fp32 is eight times faster and as exact as the result.
+    row = scratch.view(torch.float32)[0, : logits.shape[1]]
+    sums = [
+        torch.sub(mine, float(peak), out=row).exp_().sum(dtype=torch.float64)
+        for mine, peak in zip(logits.float(), top[:, 0].tolist(), strict=True)
+    ]
+    return torch.stack(sums)[:, None]
 
 
 def _weigh(scaled: Tensor) -> Tensor:
@@ -131,4 +143,4 @@ def _likeliest(row: Tensor, weights: Tensor, top_k: int, mass: float) -> Tensor:
     return torch.arange(most)
 
 
-TACTICS = (FunctionTactic("sample", "torch_sample", _run, refuses=_refuses, scratch=_scratch),)
+TACTICS = (FunctionTactic("sample", "torch_sample", _run, refuses=_refuses, scratch=_scratch, version=2),)
