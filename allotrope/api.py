@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from allotrope.errors import EngineError, RequestError, UsageError
+from allotrope.errors import RequestError, UsageError
 from allotrope.runtime.loop import Generation, Loop
 from allotrope.runtime.options import RuntimeOptions
 from allotrope.runtime.outputs import CompletionOutput, Delta, Logprob, RequestOutput
@@ -43,11 +43,12 @@ class LLM:
 
     def __init__(self, engine_or_checkpoint: str | Path, **options: Any) -> None:
         runtime, build = _split(options)
-        folder = engine_folder(engine_or_checkpoint, runtime.device, build)
+        folder = engine_folder(engine_or_checkpoint, runtime.device, build, threads=runtime.threads)
         self.engine, device = _open(folder, runtime.device)
         self.tokenizer = _tokenizer(self.engine)
         plan, generation = self.engine.manifest.plan, self.engine.manifest.generation
         max_len = runtime.length(self.engine.manifest.limits["max_len"])
+        self.tokenizer.limit(max_len)
         executor = _executor(self.engine, device, runtime, max_len)
         scheduler = Scheduler(
             executor.pages, runtime.page_size, runtime.max_num_seqs, runtime.max_batched_tokens, max_len
@@ -55,7 +56,8 @@ class LLM:
         # The tokenizer knows ends that a chat format adds (Qwen's marks) and no generation config lists.
         ends = dict.fromkeys((*(generation.get("eos_token_ids") or ()), *self.tokenizer.eos_ids))
         self.limits = Limits(plan.vocab, max_len, tuple(ends))
-        self._bos = generation.get("bos_token_id", self.tokenizer.bos_id)
+        stated = generation.get("bos_token_id")
+        self._bos = self.tokenizer.bos_id if stated is None else stated
         self._loop: Loop | None = Loop(executor, scheduler, self.tokenizer, self.limits)
         self._executor = executor
 
@@ -78,7 +80,8 @@ class LLM:
                 loop.step()
         finally:
             _cancel(loop, generations)
-        return [loop.output(generation) for generation in generations]
+        with loop.lock:  # another thread's step may have ended one and be about to add its text
+            return [loop.output(generation) for generation in generations]
 
     def stream(
         self,
@@ -122,6 +125,8 @@ class LLM:
         generations = []
         for i, (prompt, own) in enumerate(zip(listed, params, strict=True)):
             text, token_ids = self._parse(prompt, i)
+            if own.stop and not self.tokenizer.reads_text:
+                raise RequestError("the engine has no tokenizer, so no text can stop it", remedy="use stop_token_ids")
             generations.append(loop.prepare(text, token_ids, own))
         return generations
 
@@ -156,22 +161,29 @@ def _deltas(loop: Loop, generations: list[Generation]) -> Iterator[Delta]:
         for generation in generations:
             loop.submit(generation)
         while not all(end for _, _, end in told):
-            loop.step()
-            for i, generation in enumerate(generations):
-                request = generation.request
-                now = (len(generation.text), len(request.output), request.finish_reason is not None)
-                if now != told[i]:
-                    (chars, tokens, _), told[i] = told[i], now
-                    yield Delta(
-                        request_id=str(request.id),
-                        index=i,
-                        text=generation.text[chars : now[0]],
-                        token_ids=tuple(request.output[tokens : now[1]]),
-                        finish_reason=request.finish_reason,
-                        error=request.error,
-                    )
+            with loop.lock:
+                loop.step()
+                deltas = list(_news(generations, told))
+            yield from deltas
     finally:
         _cancel(loop, generations)
+
+
+def _news(generations: list[Generation], told: list[tuple[int, int, bool]]) -> Iterator[Delta]:
+    """What has come since it was last told; `told` is brought up to date."""
+    for i, generation in enumerate(generations):
+        request = generation.request
+        now = (len(generation.text), len(request.output), request.finish_reason is not None)
+        if now != told[i]:
+            (chars, tokens, _), told[i] = told[i], now
+            yield Delta(
+                request_id=str(request.id),
+                index=i,
+                text=generation.text[chars : now[0]],
+                token_ids=tuple(request.output[tokens : now[1]]),
+                finish_reason=request.finish_reason,
+                error=request.error,
+            )
 
 
 def _cancel(loop: Loop, generations: list[Generation]) -> None:
@@ -219,12 +231,21 @@ def _split(options: Mapping[str, Any]) -> tuple[RuntimeOptions, dict[str, Any]]:
     return runtime, rest
 
 
-def engine_folder(ref: str | Path, device: str, build: Mapping[str, Any], progress: Progress | None = None) -> Path:
-    """The engine that `ref` names: its folder or, for a checkpoint, that of the engine built from it and kept."""
+def engine_folder(
+    ref: str | Path,
+    device: str,
+    build: Mapping[str, Any],
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Path:
+    """The engine that `ref` names: its folder or, for a checkpoint, that of the engine built from it and kept.
+
+    `build` are options that only a build has; `threads` it shares with running, so an engine takes it, too.
+    """
     from allotrope.artifact.manifest import FILE
     from allotrope.build import cached
 
-    path = Path(ref)
+    path = _path(ref)
     # A folder that is no checkpoint either gets an engine's error: it may be half an engine.
     if (path / FILE).exists() or (path.is_dir() and not (path / "config.json").exists()):
         if build:
@@ -233,7 +254,18 @@ def engine_folder(ref: str | Path, device: str, build: Mapping[str, Any], progre
                 remedy="give the checkpoint instead of the engine",
             )
         return path
-    return cached(str(ref), progress=progress, device=device, **build)
+    return cached(str(ref), progress=progress, device=device, threads=threads, **build)
+
+
+def _path(ref: object) -> Path:
+    """The path that `ref` is; whether anything is there is another question."""
+    if not isinstance(ref, str | Path):
+        raise UsageError(f"the engine is of type {type(ref).__name__}", remedy="give its folder, or a checkpoint")
+    try:
+        Path(ref).is_dir()
+    except (OSError, ValueError) as error:  # a name that no file system takes, a folder closed to us
+        raise UsageError(f"{str(ref)[:100]!r} is no usable path: {error}") from None
+    return Path(ref)
 
 
 def _open(folder: Path, wanted: str) -> tuple[Engine, Device]:
@@ -246,10 +278,10 @@ def _open(folder: Path, wanted: str) -> tuple[Engine, Device]:
 
 
 def _tokenizer(engine: Engine) -> Tokenizer:
-    from allotrope.tokenizers import load
+    from allotrope.tokenizers import absent, load
 
-    if not engine.tokenizer_dir.is_dir():
-        raise EngineError("the engine has no tokenizer", where=str(engine.path), remedy="rebuild it from a checkpoint")
+    if not engine.tokenizer_dir.is_dir() or not any(engine.tokenizer_dir.iterdir()):
+        return absent()  # the checkpoint came without one; its files are listed in the manifest if there were any
     return load(engine.tokenizer_dir, engine.manifest.plan.vocab)
 
 

@@ -7,11 +7,14 @@ import difflib
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from allotrope import __version__
+from allotrope import __version__, settings
 from allotrope.commands.output import WIDTH, Output
 from allotrope.errors import AllotropeError, UsageError
 
@@ -26,8 +29,8 @@ VERBS = {
 _EPILOG = """\
 CKPT is a folder in Hugging Face layout, or random:SHAPE (random:llama-15m).
 ENGINE is a folder that `allotrope build` wrote; a CKPT in its place is built
-first and kept. Exit codes: 0 well, 1 failed, 2 wrong usage or input,
-3 verify says no, 4 out of memory, 130 interrupted.
+first and kept (--cache-dir). Exit codes: 0 well, 1 failed, 2 wrong usage or
+input, 3 verify says no, 4 out of memory, 130 interrupted.
 """
 
 
@@ -54,7 +57,8 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 def _top() -> str:
     verbs = "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())
     return (
-        "usage: allotrope VERB …  (allotrope VERB --help for its options)\n\n"
+        "usage: allotrope VERB …   (allotrope VERB --help for its options)\n"
+        "       allotrope --version\n\n"
         "A faster structure for a language model, and the proof that it is the same.\n\n"
         f"verbs:\n{verbs}\n\n{_EPILOG}"
     )
@@ -69,7 +73,11 @@ def verb_parser(verb: str) -> _Parser:
     common.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (auto: a GPU if there is one)"
     )
-    common.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (0)")
+    common.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (0); random:SHAPE@N is the weights'"
+    )
+    common.add_argument("--cache-dir", type=Path, metavar="DIR", help="where engines, timings and ceilings are kept")
+    common.add_argument("--version", action="version", version=f"allotrope {__version__}", help="print it")
     common.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     common.add_argument("--quiet", action="store_true", help="print nothing but errors (and the JSON)")
     return parser
@@ -83,9 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", 4)
-    except BrokenPipeError:  # the reader has gone; what it read was right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:  # a disk, a pipe or a path that failed where nobody expected it
+        return _output_failed(error)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except SystemExit as leave:  # argparse's --help
@@ -96,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_top())
         return 0 if arguments else 2
-    if "--version" in arguments:
+    if arguments[0] == "--version":
         sys.stdout.write(f"allotrope {__version__}\n")
         return 0
     verb = arguments[0]
@@ -108,9 +115,19 @@ def _dispatch(arguments: list[str]) -> int:
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed is {args.seed}", remedy="give a whole number from 0 to 2**63 - 1")
     out = Output(as_json=args.json, quiet=args.quiet)
-    code: int = importlib.import_module(f"allotrope.commands.{verb}").run(args, out)
+    with settings.keeping_in(args.cache_dir):
+        code: int = importlib.import_module(f"allotrope.commands.{verb}").run(args, out)
     sys.stdout.flush()
     return code
+
+
+def _output_failed(error: OSError) -> int:
+    """Say what failed. What is still to be written goes nowhere, so that Python's own farewell cannot fail over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader has gone; what it read was right
+        return 1
+    place = f"{error.filename}: " if error.filename else ""
+    return _fail(f"{place}{error.strerror or error}", 1)
 
 
 def _fail(message: str, code: int) -> int:
@@ -118,8 +135,17 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by raising, so that what is half-written is removed on the way."""
+    raise SystemExit(128 + number)
+
+
 def entry() -> NoReturn:
     """The console script."""
+    if sys.stdout is None or sys.stderr is None:  # closed before we began: the next file opened would take its place
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it stays open to the end
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         # a locale that lacks a character (a dash, somebody's text) must not stop the program
         if isinstance(stream, io.TextIOWrapper):

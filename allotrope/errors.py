@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+_LONGEST = {
+    "problem": 500,
+    "where": 4200,
+    "remedy": 2000,
+}  # a path may have 4096 bytes; what a file says may be endless
+
 
 class AllotropeError(Exception):
     """Base of every error that this package raises on purpose.
@@ -14,9 +20,10 @@ class AllotropeError(Exception):
 
     def __init__(self, problem: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.problem, self.where, self.remedy = problem, where, remedy
-        parts = [f"{where}: {problem}" if where else problem]
+        said = _one_line(problem, _LONGEST["problem"])
+        parts = [f"{_one_line(where, _LONGEST['where'])}: {said}" if where else said]
         if remedy:
-            parts.append(remedy)
+            parts.append(_one_line(remedy, _LONGEST["remedy"]))
         super().__init__("; ".join(parts))
 
 
@@ -58,3 +65,12 @@ class OutOfMemory(AllotropeError):
     """Something does not fit; the message gives needed and available bytes."""
 
     exit_code = 4
+
+
+def _one_line(text: str, longest: int) -> str:
+    """The text as it may be shown: names and values in it come from files, so no line ends, no terminal's escapes, no
+    halves of surrogate pairs, and no end to be waited for."""
+    cut = text if len(text) <= longest else f"{text[:longest]}…"
+    if cut.isprintable():
+        return cut
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in cut)

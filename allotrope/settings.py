@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from allotrope.errors import UsageError
 
+_asked: ContextVar[Path | None] = ContextVar("cache_dir", default=None)
+
+
+@contextmanager
+def keeping_in(folder: Path | None) -> Iterator[None]:
+    """Inside, `cache_dir` is `folder` (`--cache-dir`); None changes nothing."""
+    token = _asked.set(folder or _asked.get())
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
 
 def cache_dir() -> Path:
-    """Where built engines, ceilings and timings are kept: ALLOTROPE_CACHE, or the user's cache folder.
+    """Where built engines, ceilings and timings are kept: `--cache-dir`, ALLOTROPE_CACHE, or the user's cache folder.
 
     Without a home (a locked-down service), a private folder under the system's temporary one.
     """
+    if (asked := _asked.get()) is not None:
+        return asked
     chosen = os.environ.get("ALLOTROPE_CACHE") or os.environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen) if os.environ.get("ALLOTROPE_CACHE") else Path(chosen) / "allotrope"

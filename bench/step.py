@@ -21,6 +21,8 @@ from allotrope.build import cached
 from allotrope.commands.output import Output, time_text
 from allotrope.hw import detect, fingerprint, peaks
 from allotrope.hw.device import Device
+from allotrope.hw.peaks import Ceilings
+from allotrope.ops.contract import ELEMENT_BYTES
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {"deterministic": {}, "variance": {"allow_batch_variance": True}}
@@ -39,24 +41,27 @@ def main() -> None:
     parser.add_argument("--tune", default="fast", choices=("full", "fast", "off"))
     args = parser.parse_args()
     device, out = detect.detect(args.device), Output()
-    ceilings = peaks.load(device) or peaks.measure(device)
-    peaks.keep(device, ceilings)
-    into, output = map(int, args.io.split(","))
+    ceilings = ceilings_of(device)
     record: dict[str, Any] = {
         "device": vars(device),
         "versions": fingerprint.versions(),
         "ceilings": vars(ceilings),
-        "io": [into, output],
+        "io": args.io,
         "cells": [],
     }
     for ref in args.checkpoints:
-        cells = measure(ref, args, device, into, output)
-        limit = {cell["batch"]: cell["limit_tokens_per_s"] for cell in cells}
+        cells = measure(ref, args, device, out)
         record["cells"] += cells
-        out.line(f"{ref}, {into} in, {output} out, {device.name}")
+        out.line(f"{ref}, {args.io.replace(',', ' in, ')} out, {device.name}")
         rows = [
-            (c["batch"], c["name"], f"{c['tokens_per_s']:.4g}", f"{c['spread']:.1%}", f"{c['tokens_per_s'] / limit[c['batch']]:.0%}")
-            for c in cells
+            (
+                cell["batch"],
+                cell["name"],
+                f"{cell['tokens_per_s']:.4g}",
+                f"{cell['spread']:.1%}",
+                f"{cell['tokens_per_s'] / cell['limit_tokens_per_s']:.0%}",
+            )
+            for cell in cells
         ]
         out.table(("batch", "runner", "tokens/s", "spread", "of the limit"), rows)
         out.line()
@@ -67,54 +72,72 @@ def main() -> None:
     out.line(f"raw samples: {path.name}")
 
 
-def measure(ref: str, args: argparse.Namespace, device: Device, into: int, output: int) -> list[dict[str, Any]]:
+def measure(ref: str, args: argparse.Namespace, device: Device, out: Output) -> list[dict[str, Any]]:
     """All cells of one checkpoint: runners interleaved, medians over repeats."""
+    into, output = map(int, args.io.split(","))
     batches = [int(size) for size in args.batch.split(",")]
     runners: dict[str, Callable[[int], None]] = {}
-    weight_bytes = 0
     for name, options in VARIANTS.items():
         began = time.perf_counter()
         folder = cached(ref, device=args.device, dtype=args.dtype, tune=args.tune, **options)
         built = time.perf_counter()
         llm = LLM(folder, device=args.device, max_num_seqs=max(batches), max_len=into + output)
-        generate = ours(llm, into, output)
+        runners[name] = ours(llm, into, output)
         loaded = time.perf_counter()
-        generate(1)
-        first = time.perf_counter()
-        print(f"{name}: build {time_text(built - began)}, load {time_text(loaded - built)}, then {time_text(first - loaded)}")
-        runners[name] = generate
-        weight_bytes = sum(facts.bytes for file, facts in llm.engine.manifest.files.items() if file.startswith("weights"))
+        runners[name](1)
+        times = (built - began, loaded - built, time.perf_counter() - loaded)
+        out.line("{}: build {}, load {}, first answer {}".format(name, *map(time_text, times)))
     if not args.no_peer:
         runners["transformers"] = peer(ref, device, llm.engine.manifest.dtype, into, output)
-    plan, ceilings = llm.engine.manifest.plan, peaks.load(device)
-    width = 4 if plan.dtype == "fp32" else 2
     cells = []
     for batch in batches:
-        samples: dict[str, list[float]] = {name: [] for name in runners}
-        for name, runner in runners.items():
-            runner(batch)  # warm-up
-        for _ in range(args.repeats):
-            for name, runner in runners.items():
-                began = time.perf_counter()
-                runner(batch)
-                samples[name].append(time.perf_counter() - began)
-        kv = plan.cache.layers * 2 * plan.cache.kv_heads * plan.cache.head_dim * width * batch * (into + output / 2)
-        floor = output * (weight_bytes + kv) / ceilings.read_bytes_per_s if ceilings else float("nan")
-        for name, seen in samples.items():
-            median = statistics.median(seen)
-            cells.append(
-                {
-                    "checkpoint": ref,
-                    "dtype": plan.dtype,
-                    "batch": batch,
-                    "name": name,
-                    "seconds": seen,
-                    "tokens_per_s": batch * output / median,
-                    "spread": (max(seen) - min(seen)) / median,
-                    "limit_tokens_per_s": batch * output / floor,
-                }
-            )
+        samples = interleaved(runners, batch, args.repeats)
+        floor = output * step_bytes(llm, batch, into + output / 2) / ceilings_of(device).read_bytes_per_s
+        cells += [
+            {
+                "checkpoint": ref,
+                "dtype": llm.engine.manifest.dtype,
+                "batch": batch,
+                "name": name,
+                "seconds": seen,
+                "tokens_per_s": batch * output / statistics.median(seen),
+                "spread": (max(seen) - min(seen)) / statistics.median(seen),
+                "limit_tokens_per_s": batch * output / floor,
+            }
+            for name, seen in samples.items()
+        ]
     return cells
+
+
+def interleaved(runners: dict[str, Callable[[int], None]], batch: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each runner: warmed up, then in turn, so that a noisy minute meets them all."""
+    samples: dict[str, list[float]] = {name: [] for name in runners}
+    for runner in runners.values():
+        runner(batch)
+    for _ in range(repeats):
+        for name, runner in runners.items():
+            began = time.perf_counter()
+            runner(batch)
+            samples[name].append(time.perf_counter() - began)
+    return samples
+
+
+def step_bytes(llm: LLM, batch: int, context: float) -> float:
+    """What one decode step must read: every weight once, and the keys and values of all requests."""
+    manifest = llm.engine.manifest
+    weights = sum(facts.bytes for name, facts in manifest.files.items() if name.startswith("weights"))
+    cache = manifest.plan.cache
+    width = ELEMENT_BYTES[manifest.dtype]
+    return weights + batch * context * 2 * cache.layers * cache.kv_heads * cache.head_dim * width
+
+
+def ceilings_of(device: Device) -> Ceilings:
+    """The kept ceilings, measured now if there are none."""
+    found = peaks.load(device)
+    if found is None:
+        found = peaks.measure(device)
+        peaks.keep(device, found)
+    return found
 
 
 def ours(llm: LLM, into: int, output: int) -> Callable[[int], None]:

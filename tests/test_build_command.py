@@ -34,6 +34,9 @@ def test_build_prints_a_table_that_fits_and_json_that_is_whole(tmp_path: Path) -
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
     assert any("tactic" in line and "runner-up" in line for line in lines)
     assert any("torch_" in line for line in lines)
+    starred = [line for line in lines if line.endswith("s*")]
+    assert starred and any(line.startswith("*: faster here, but") for line in lines), "why was the faster one left?"
+    assert "No floor is known before" in done.stdout and "floor" not in lines[0]
     again = allotrope(
         "build", ref, "-o", str(tmp_path / "e"), "--device", "cpu", "--tune", "fast", "--json", cache=tmp_path / "k"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from allotrope import __version__, cli
-from allotrope.commands.output import WIDTH, Output, bytes_text, count_text, time_text
+from allotrope import __version__, cli, settings
+from allotrope.commands.output import WIDTH, Output, bytes_text, count_text, rate_text, time_text
 
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -59,8 +59,18 @@ def test_import_loads_neither_torch_nor_transformers() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
-    assert cli.main(["inspect", "--version"]) == 0
-    assert capsys.readouterr().out.split() == ["allotrope", __version__] * 2
+    for verb in cli.VERBS:  # before anything that the verb requires
+        assert cli.main([verb, "--version"]) == 0
+    assert capsys.readouterr().out.split() == ["allotrope", __version__] * (1 + len(cli.VERBS))
+
+
+def test_what_is_kept_can_be_kept_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = settings.cache_dir()
+    (tmp_path / "engines" / "old").mkdir(parents=True)
+    assert cli.main(["doctor", "--cache-dir", str(tmp_path), "--clear-cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cache"] == str(tmp_path)
+    assert not (tmp_path / "engines").exists()
+    assert settings.cache_dir() == before
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,8 @@ def test_units() -> None:
     assert time_text(0.00124) == "1.24 ms"
     assert time_text(3.2e-5) == "32 µs"
     assert time_text(240) == "4.0 min"
+    assert time_text(4.06e-8) == "40.6 ns"
+    assert (rate_text(9.68e10), rate_text(9.89e14)) == ("96.8 GFLOP/s", "989 TFLOP/s")
 
 
 def test_a_locale_without_our_characters_works() -> None:

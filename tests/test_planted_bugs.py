@@ -251,6 +251,22 @@ def test_a_healthy_engine_is_not_accused_by_chance(forge: Forge, kind: str, dtyp
     assert result.findings.located is None
 
 
+FIVE = ("transposed weight", "dropped bias", "rope base", "norm epsilon", "permuted heads")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--locate",)], ids=["plain", "locate"])
+@pytest.mark.parametrize("name", [*FIVE, "layer norm epsilon"])
+def test_the_command_exits_3_with_and_without_locate(
+    forge: Forge, capsys: pytest.CaptureFixture[str], name: str, arguments: tuple[str, ...]
+) -> None:
+    plant = PLANTS[name]
+    bad = forge.planted(forge.built(plant.family), plan=plant.plan, slots=plant.slots)
+    assert main(["verify", str(bad), "--json", "--quiet", "--new-tokens", "4", *arguments]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["located"]["path"], found["located"]["op"]) == (plant.path, plant.op)
+    assert found["verdict"] == DEGRADED and not found["passed"]
+
+
 def test_the_command_exits_3_and_names_the_place(forge: Forge, capsys: pytest.CaptureFixture[str]) -> None:
     bad = forge.planted(forge.built("llama"), slots={"blocks.1.attn.o.weight": np.transpose})
     assert main(["verify", str(bad), "--locate", "--json", "--quiet"]) == 3

@@ -12,6 +12,7 @@ import torch
 
 from allotrope.api import LLM, SamplingParams
 from allotrope.cli import main
+from allotrope.errors import UsageError
 from tests.engines import LLAMA, plan_of, random_weights, write
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
@@ -132,6 +133,29 @@ def test_chat_answers_what_is_piped_in(
         ids = llm.tokenizer.chat_ids([{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}])
         [answer] = llm.generate([ids], SamplingParams(temperature=0, max_tokens=6))
     assert result(out)["outputs"][0]["token_ids"] == list(answer.outputs[0].token_ids)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))  # as echo writes it, and as a terminal's line is read
+    _, again, _ = call(capsys, "chat", str(talker), "--max-tokens", "6", "--json", "--system", "be")
+    assert result(again)["outputs"] == result(out)["outputs"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    code, _, err = call(capsys, "chat", str(talker))
+    assert code == 2 and "standard input is empty" in err
+
+
+def test_a_checkpoint_is_built_with_the_threads_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[dict[str, Any]]()
+
+    def cached(ref: str, **options: Any) -> Path:
+        asked.append(options)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("allotrope.build.cached", cached)
+    common = ["--threads", "1", "--cache-dir", str(tmp_path)]
+    for verb, *rest in (("run", "one", "--max-len", "9"), ("chat",), ("verify", "--new-tokens", "1")):
+        code, _, err = call(capsys, verb, "random:llama-15m", *rest, *common, "--tune", "off")
+        assert code == 2 and "seen" in err
+        assert asked[-1]["threads"] == 1 and asked[-1]["tune"] == "off" and "max_len" not in asked[-1]
 
 
 class _Terminal(io.StringIO):

@@ -17,12 +17,13 @@ from allotrope.errors import CheckpointError, UsageError
 from allotrope.models.model import open_model
 from allotrope.ops import check
 from allotrope.ops.check import ErrorStats
+from allotrope.verify import text
 from allotrope.verify.distributions import compare_logits, compare_tokens
 from allotrope.verify.oracle import Oracle, Probe
 from allotrope.verify.original import loaders, oracle
 from allotrope.verify.places import rotated
 from allotrope.verify.prompts import LONGEST, Prompt, default_prompts, read_prompts
-from allotrope.verify.records import BlockRow, Layers, Logits, Preflight, Tokens
+from allotrope.verify.records import BlockRow, Check, Layers, Logits, OpRow, Preflight, Tokens
 from allotrope.verify.session import Question, verify
 from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, WITHIN, Findings, enough
 from tests.tiny import rewrite_tensors
@@ -124,6 +125,7 @@ def test_default_prompts_reach_from_one_token_to_the_limit() -> None:
         ("\n\n", "no prompts in it"),
         ("text without a tokenizer", "line 1: a text, but the engine has no tokenizer"),
         ("[1]\n[1, 2, 3, 4, 5]", "line 2: 5 tokens, 4 can be compared"),
+        ("[1, 2, 3, 4]\n[4, 3, 2, 1]", "every prompt has 4 tokens, the most there can be, so nothing can follow"),
     ),
 )
 def test_prompts_that_cannot_be_asked(tmp_path: Path, content: str, message: str) -> None:
@@ -137,7 +139,7 @@ def test_prompts_of_a_file(forge: Forge, tmp_path: Path) -> None:
     result = verify(forge.built("llama"), Question(prompts=tmp_path / "p", new_tokens=4))
     assert [prompt.name for prompt in result.prompts] == ["line 1", "line 3"]
     assert result.prompts[1].ids == (1, 2, 3) and result.findings.verdict == IDENTICAL
-    with pytest.raises(UsageError, match="prompts cannot be read"):
+    with pytest.raises(UsageError, match=r"absent: prompts cannot be read: No such file or directory$"):
         verify(forge.built("llama"), Question(prompts=tmp_path / "absent"))
 
 
@@ -187,6 +189,15 @@ def layers(complaint: str | None) -> Layers:
     return Layers(rows, (), first_wrong(rows, ()))
 
 
+def test_a_wrong_check_is_told_whole_and_fits() -> None:
+    detail = "the weights differ from the original's in 12 of 2048 values, first at [2, 48], and this goes on"
+    lines = text.preflight_lines(Preflight((Check("weights", False, detail), Check("digests", True, "x" * 100))))
+    assert max(map(len, lines)) <= 80 and len(lines) == 3
+    assert " ".join(" ".join(lines[:2]).split()) == f"WRONG weights: {detail}"
+    op = OpRow("blocks.0.attn.q", "linear", "blocks.0", FINE, FINE, None)
+    assert len(text.layers_line(Layers(layers(None).rows * 100, (op,) * 1000))) <= 80
+
+
 def logits(kl: float = 0.0, top1: float = 1.0, ratio: float = 1.0) -> Logits:
     return Logits(10, kl, kl, top1, 0.0, 10.0 * ratio, 10.0, {}, {})
 
@@ -203,6 +214,7 @@ def logits(kl: float = 0.0, top1: float = 1.0, ratio: float = 1.0) -> Logits:
         (Findings("fp32", None, layers("too far"), None, Tokens(1, 1, 1, 1)), DEGRADED),
         (Findings("fp32", None, layers("too far"), logits(kl=float("nan")), None), DEGRADED),
         (Findings("fp32", Preflight(()), None, logits(), Tokens(1, 1, 1, 1)), None),
+        (Findings("fp32", None, layers(None), logits(), Tokens(1, 1, 1, 1)), None),
     ),
 )
 def test_the_words(findings: Findings, word: str | None) -> None:
@@ -243,11 +255,16 @@ def test_levels_can_be_left_out(forge: Forge, capsys: pytest.CaptureFixture[str]
     code, out, _ = command(capsys, path, "--level", "preflight", "--json")
     found = json.loads(out.splitlines()[-1])
     assert code == 0 and found["verdict"] is None and found["levels"]["layers"] is None
+    code, out, _ = command(capsys, path, "--level", "layers,logits,tokens", "--new-tokens", "2", "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and found["verdict"] is None, "an epsilon may be wrong by less than any figure shows"
+    assert all(row["ok"] for row in found["levels"]["layers"]["rows"]) and found["levels"]["tokens"]["ok"]
     for arguments, message in (
         (("--level", "layer"), "no level 'layer'; levels are preflight, layers, logits, tokens"),
-        (("--level", "logits", "--require", "close"), "--require needs the levels layers and tokens"),
+        (("--level", "logits", "--require", "close"), "--require needs the levels preflight, layers, tokens"),
         (("--require", "good"), "choose from"),
-        (("--new-tokens", "-1"), "-1 new tokens"),
+        (("--new-tokens", "0"), "0 new tokens; ask for 1 to 4096"),
+        (("--threads", "0"), "--threads is 0; give a number from 1 to 1024"),
     ):
         code, _, err = command(capsys, path, *arguments)
         assert code == 2 and message in err, err

@@ -63,6 +63,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-350m": ("OPT", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32}),
     "galactica": ("OPT", _GALACTICA),  # biases absent, and the config does not say so
     "galactica-zero": ("OPT", _GALACTICA),  # biases there, all zero, and the config says that there are none
+    "opt-bare": ("OPT", {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
     "llama": ("Llama", _LLAMA),
     "llama-grouped": ("Llama", {**_GROUPED, "head_dim": 16, "attention_bias": True, "mlp_bias": True}),
     "llama-linear": ("Llama", {**_GROUPED, **_rope("linear", factor=2.5)}),

@@ -84,16 +84,17 @@ def _content(folder: Path, path: Path) -> bytes:
         raise EngineError(
             "incomplete build (a temporary folder)", where=str(folder), remedy="run `allotrope build` again"
         )
-    if not folder.is_dir():
-        raise EngineError("no such engine folder", where=str(folder), remedy="build one with `allotrope build`")
     try:
+        if not folder.is_dir():
+            raise EngineError("no such engine folder", where=str(folder), remedy="build one with `allotrope build`")
         if not path.exists():
             raise EngineError(_without_manifest(folder), where=str(folder), remedy="run `allotrope build` again")
         if not path.is_file() or path.stat().st_size > _LARGEST:
             raise EngineError("not a regular file of a sane size", where=str(path), remedy=REBUILD)
         return path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, ValueError) as error:  # the second for a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else error
+        raise EngineError(f"cannot be read: {why}", where=str(path)) from error
 
 
 def _without_manifest(folder: Path) -> str:

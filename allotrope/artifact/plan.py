@@ -66,13 +66,6 @@ class Call:
     tactics: tuple[tuple[int | None, str], ...] = ((None, REFERENCE),)
     shard: str | None = None  # which axis is split over devices; None: none
 
-    def tactic_for(self, rows: int) -> str:
-        """The tactic's name for this many rows."""
-        for bound, name in self.tactics:
-            if bound is None or rows <= bound:
-                return name
-        raise ValueError(f"{self.path}: no tactic for {rows} rows")
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 from allotrope.artifact import plan as plans
+from allotrope.artifact.dataflow import check_flow
 from allotrope.artifact.layout import STORED
 from allotrope.artifact.manifest import REBUILD, Manifest
+from allotrope.artifact.parameters import check_parameters
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Call, Plan, Weight
 from allotrope.artifact.problems import Load, problem
 from allotrope.errors import AllotropeError, EngineError
@@ -31,6 +33,7 @@ def check_plan(described: Manifest, where: Path) -> None:
         for call in plan.calls:
             _check_call(call, described)
         _check_caches(plan)
+        check_flow(plan, _need)
     except _Unsound as error:
         raise EngineError(str(error), where=str(where), remedy=REBUILD) from error
     except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -75,6 +78,12 @@ def _check_numbers(described: Manifest) -> None:
         _count(getattr(plan.cache, name), f"plan.cache.{name}", 65_536)
     _need(plan.cache.dtype == "compute", f"KV format {plan.cache.dtype!r} is unknown")
     _need(plan.hidden in plan.buffers, f"the residual buffer {plan.hidden!r} does not exist")
+    given = described.generation
+    ends = given.get("eos_token_ids") or []
+    _need(isinstance(ends, list), f"generation.eos_token_ids is {ends!r}")
+    for token in (*ends, given.get("bos_token_id"), given.get("pad_token_id")):
+        well = token is None or (type(token) is int and 0 <= token < plan.vocab)
+        _need(well, f"generation names the token {token!r}, of {plan.vocab}")
 
 
 def _check_weight(name: str, weight: Weight) -> None:
@@ -105,6 +114,7 @@ def _check_buffer(name: str, buffer: Buffer, plan: Plan) -> None:
 
 def _check_call(call: Call, described: Manifest) -> None:
     plan = described.plan
+    _need(isinstance(call.path, str), f"a call's path is {call.path!r}")
     _need(call.op in registry.names(), f"{call.path}: op {call.op!r} is unknown")
     contract = registry.contract(call.op)
     mandatory = {name for name, operand in contract.ins.items() if not operand.optional}
@@ -116,10 +126,6 @@ def _check_call(call: Call, described: Manifest) -> None:
         kind, name = plans.kind(slot), plans.name(slot)
         _need(kind in "wbsc" and len(kind) == 1, f"{call.path}: {operand} is in slot {slot!r}")
         _need(kind not in known or name in known[kind], f"{call.path}: slot {slot!r} does not exist")
-        _need(
-            (kind == "w") == (operand in contract.ins and contract.ins[operand].role == "weight"),
-            f"{call.path}: {operand} may not be in slot {slot!r}",
-        )
     bounds = [bound for bound, _ in call.tactics]
     whole = [bound for bound in bounds[:-1] if type(bound) is int and bound > 0]
     _need(bounds[-1:] == [None] and len(whole) == len(bounds) - 1, f"{call.path}: row bounds {bounds}")
@@ -127,9 +133,10 @@ def _check_call(call: Call, described: Manifest) -> None:
     for _, tactic in call.tactics:
         _need(f"{call.op}/{tactic}" in described.tactics, f"{call.path}: tactic {tactic!r} has no recorded version")
     try:
-        problem(plan, call, Load(rows=1))
+        posed = problem(plan, call, Load(rows=1))
     except (AllotropeError, KeyError) as error:
         raise _Unsound(str(error)) from error
+    check_parameters(call.path, posed, plan, _need)
 
 
 def _check_caches(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from allotrope import __version__, tokenizers
+from allotrope import __version__, settings, tokenizers
 from allotrope.artifact import layout, manifest
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
@@ -21,7 +21,7 @@ from allotrope.build import select
 from allotrope.build.check_whole import check_whole
 from allotrope.build.memory import Peak
 from allotrope.build.options import BuildOptions, check_parts
-from allotrope.build.pieces import Packer, drop_zero_biases
+from allotrope.build.pieces import Packer, check_values, drop_zero_biases
 from allotrope.build.select import Selection
 from allotrope.build.tasks import tasks
 from allotrope.build.timings import Timings
@@ -77,20 +77,25 @@ def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress =
     model = open_model(seeded(ref, options), allow_pickle=options.allow_pickle)
     model.check_zero()
     model.check_tied()
+    kept = _tokenizer(model)
     device = detect(options.device)
     with writing(Path(out)) as writer, _threads(options) as threads:
         settle_torch(None)
-        lowered, zero = drop_zero_biases(model, lower(model.recipe, _dtype(model, options, device)))
+        dtype = _dtype(model, options, device)
+        with progress(len(model.sources), "reading weights") as shown:
+            check_values(model, dtype, options.allow_nan, shown.advance)
+        lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
         selection, tuned = _select(lowered, options, device, threads, progress)
         described = _describe(model, selection, options, device, limits)
-        _write(writer, model, selection.plan, options, progress)
+        _write(writer, model, selection.plan, progress)
+        writer.tokenizer(kept)
         with progress(1, "checking the whole model"):
             whole = check_whole(writer.preview(described), lowered, device, options)
         evidence = {
             **described.evidence,
             "dropped_zero_biases": zero,
-            "notes": list(model.mapped.notes),
+            "notes": list(model.notes),
             "tuning": {"effort": options.tune, "threads": threads, **tuned},
             "checks": {"whole_model": whole},
             "versions": versions(),
@@ -128,7 +133,7 @@ def _threads(options: BuildOptions) -> Iterator[int]:
     others, which on a busy machine takes ten times as long.
     """
     before = torch.get_num_threads()
-    wanted = 1 if options.tune == "off" else options.threads
+    wanted = 1 if options.tune == "off" else options.threads or settings.threads()
     if wanted is not None:
         torch.set_num_threads(wanted)
     try:
@@ -162,7 +167,7 @@ def _describe(
         family=model.family.name,
         plan=selection.plan,
         config=model.config,
-        generation=_generation(model),
+        generation=model.generation,
         source={
             "path": model.checkpoint.origin,
             "digest": model.checkpoint.digest(),
@@ -184,11 +189,10 @@ def _describe(
     )
 
 
-def _write(writer: EngineWriter, model: Model, plan: Plan, options: BuildOptions, progress: Progress) -> None:
+def _write(writer: EngineWriter, model: Model, plan: Plan, progress: Progress) -> None:
     total = sum(entry.nbytes for shard in layout.shards(plan) for entry in shard.entries)
     with progress(total, "writing weights") as shown:
-        writer.weights(plan, Packer(model, plan, options.allow_nan), shown.advance)
-    writer.tokenizer(_tokenizer(model))
+        writer.weights(plan, Packer(model, plan), shown.advance)
 
 
 def _tokenizer(model: Model) -> list[tuple[str, bytes]]:
@@ -201,11 +205,5 @@ def _tokenizer(model: Model) -> list[tuple[str, bytes]]:
         if error.problem != "no tokenizer":
             raise
         return []  # such an engine is run with token ids
+    tokenizers.load(model.tokenizer_dir, model.recipe.vocab)  # what could not be used is said now, not when it runs
     return [(path.name, path.read_bytes()) for path in files]
-
-
-def _generation(model: Model) -> Mapping[str, Any]:
-    """Token ids and defaults as published; a random shape has those of its byte tokenizer."""
-    if model.tokenizer_dir is None:
-        return {**model.generation, "bos_token_id": 1, "eos_token_ids": [2], "pad_token_id": 0}
-    return model.generation

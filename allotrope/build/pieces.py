@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,15 +19,15 @@ from allotrope.models.model import Model
 from allotrope.ops.packing import PACKINGS, RawArray
 
 _PIECE = 1 << 20  # values in a piece
+_INFINITE = {"fp16": 65_520.0, "bf16": 2.0**128 - 2.0**119, "fp32": 2.0**128 - 2.0**103}  # rounds to it, from here on
 
 
 @dataclass(frozen=True)
 class Packer:
-    """Yields the packed weights of a plan. NaN, infinity and what overflows are errors that name the tensor."""
+    """Yields the packed weights of a plan, of values that `check_values` has passed."""
 
     model: Model
     plan: Plan
-    allow_nan: bool = False
 
     def __call__(self, name: str) -> Iterable[RawArray]:
         """Packed weight `name`, in order. Only a packing that is not `rows` holds the whole weight in memory."""
@@ -42,28 +42,35 @@ class Packer:
 
     def _cast(self, slot: str, dtype: str) -> Iterator[RawArray]:
         """A slot's rows in `dtype`."""
-        source = self.model.sources[slot].name
-        stored = self.model.checkpoint.tensors[source].dtype
-        complained = False
+        stored = self.model.checkpoint.tensors[self.model.sources[slot].name].dtype
         for piece in rows_of(self.model, slot):
-            out = cast(piece, stored, dtype)
-            if find_nonfinite(out, dtype) and not complained:
-                complained = self._complain(source, piece, stored, dtype)
-            yield out
+            yield cast(piece, stored, dtype)
 
-    def _complain(self, source: str, piece: RawArray, stored: str, dtype: str) -> bool:
-        """Refuse, or warn once."""
-        where = self.model.checkpoint.origin
-        if not find_nonfinite(piece, stored):
-            remedy = "use --dtype bf16 or fp32"
-            raise BuildError(
-                f"tensor {source} does not fit {dtype}: it would become infinite", where=where, remedy=remedy
-            )
-        if not self.allow_nan:
-            remedy = "the checkpoint is damaged; --allow-nan builds it all the same"
-            raise BuildError(f"tensor {source} holds NaN or infinity", where=where, remedy=remedy)
-        warnings.warn(f"{where}: tensor {source} holds NaN or infinity", stacklevel=2)
-        return True
+
+def check_values(model: Model, dtype: str, allow_nan: bool, advance: Callable[[], None]) -> None:
+    """Read every weight once, before anything dear: NaN, infinity and what `dtype` cannot hold are errors.
+
+    With `allow_nan` a tensor that holds NaN or infinity gets a warning instead.
+    """
+    where, warned = model.checkpoint.origin, set[str]()
+    for slot, source in model.sources.items():
+        stored = model.checkpoint.tensors[source.name].dtype
+        narrower = _INFINITE[dtype] < _INFINITE[stored]
+        for piece in rows_of(model, slot):
+            bad = find_nonfinite(piece, stored)
+            if bad and not allow_nan:
+                remedy = "the checkpoint is damaged; --allow-nan builds it all the same"
+                raise BuildError(f"tensor {source.name} holds NaN or infinity", where=where, remedy=remedy)
+            if bad and source.name not in warned:
+                warnings.warn(f"{where}: tensor {source.name} holds NaN or infinity", stacklevel=2)
+                warned.add(source.name)
+            if narrower and find_nonfinite(cast(piece, stored, dtype), dtype) > bad:
+                raise BuildError(
+                    f"tensor {source.name} does not fit {dtype}: it would become infinite",
+                    where=where,
+                    remedy="use --dtype bf16 or fp32",
+                )
+        advance()
 
 
 def rows_of(model: Model, slot: str) -> Iterator[RawArray]:

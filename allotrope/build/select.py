@@ -107,7 +107,7 @@ def _compare(
         if choose.parts_win(whole, lines):
             return f"not in: apart they are faster by more than the noise ({path})"
         if any(trial.measured is None for trial in whole.trials):
-            return "in: first in the listing, nothing was timed"
+            return "in: nothing was timed, so the listing decides"
     return "in: not slower than apart"
 
 

@@ -20,7 +20,7 @@ from allotrope.hw.fingerprint import fingerprint
 from allotrope.ops.contract import Problem
 from allotrope.ops.tactic import Tactic
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Timings:
         """Keep a new timing."""
         self.known[f"{_key([tactic], problem)} {effort}"] = measured
 
-    def is_proven(self, tactics: Sequence[Tactic], problem: Problem) -> bool:
-        """Whether these tactics, together, were found to keep their row class here."""
-        return _key(tactics, problem) in self.proven
+    def is_proven(self, tactics: Sequence[Tactic], problem: Problem, effort: str) -> bool:
+        """Whether these tactics, together, were found to keep their row class here, with as much effort."""
+        return f"{_key(tactics, problem)} {effort}" in self.proven
 
-    def add_proven(self, tactics: Sequence[Tactic], problem: Problem) -> None:
+    def add_proven(self, tactics: Sequence[Tactic], problem: Problem, effort: str) -> None:
         """Keep a proof."""
-        self.proven.add(_key(tactics, problem))
+        self.proven.add(f"{_key(tactics, problem)} {effort}")
 
     def save(self) -> bool:
         """Merge into the file; False where that cannot be."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from allotrope.build import build
@@ -14,6 +16,10 @@ from allotrope.commands.output import Output, bytes_text, time_text
 HELP = "Pick the fastest kernels that are also right here, and write an engine folder."
 
 _BLOCK = r"^blocks\.\d+\."
+_LEGEND = """\
+rows: tokens in a step. floor: the least time if all is read from memory.
+*: faster here, but its rows' bits depend on the other rows (this is what
+--allow-batch-variance is for), or its kind is slower over all row counts."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,21 +59,35 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
     return given | {"without": tuple(part for part in args.without.split(",") if part)}
 
 
+def engine_folder(args: argparse.Namespace, out: Output, running: tuple[str, ...]) -> Path:
+    """The engine that the arguments name; a checkpoint in its place is built with the options given, and kept.
+
+    `running` are the builder's options that mean something else to the verb, or something to an engine, too.
+    """
+    from allotrope.api import engine_folder
+
+    usual, shared = BuildOptions().to_json(), ("device", "seed", "threads", *running)
+    given = {name: value for name, value in build_options(args).items() if name not in shared}
+    changed = {name: value for name, value in given.items() if value != usual[name] and value != ()}
+    return engine_folder(args.engine, args.device, changed, out.progress, args.threads)
+
+
 def run(args: argparse.Namespace, out: Output) -> int:
     """Build and print."""
     built = build(args.checkpoint, args.out, progress=out.progress, **build_options(args))
     evidence = built.manifest.evidence
     choices: list[Mapping[str, Any]] = evidence["choices"]
     if choices:
-        out.table(("op", "rows", "tactic", "time", "floor", "runner-up"), list(_rows(choices)))
-        out.line()
+        _print_choices(choices, out)
     for name, reason in evidence["fusions"].items():
-        out.line(f"{name}: {reason}")
+        out.line(f"fusion {name}: {reason}")
     varying = evidence["batch_variance"]["calls_without_row_class"]
     if varying:
         out.line(f"{len(varying)} calls have no row class: a row's bits may depend on the other rows")
     whole = evidence["checks"]["whole_model"]
-    out.line(f"whole model: error {_short(whole['rms_error'])} of its logits' RMS, floor {_short(whole['floor_rms'])}")
+    out.line(
+        f"whole model: error {_short(whole['rms_error'])}, noise floor {_short(whole['floor_rms'])} of the logits' RMS"
+    )
     size = sum(facts.bytes for facts in built.manifest.files.values())
     out.line(
         f"{built.path}: {bytes_text(size)}, {built.manifest.dtype}, in {time_text(built.seconds)}, "
@@ -89,16 +109,39 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
+def _print_choices(choices: list[Mapping[str, Any]], out: Output) -> None:
+    """The table, without columns that nothing is known for, and what it means."""
+    timed = any(bucket["seconds"] is not None for choice in choices for bucket in choice["buckets"])
+    floors = any(bucket["floor_s"] is not None for choice in choices for bucket in choice["buckets"])
+    kept = [True, True, True, timed, timed and floors, True]
+    headers = ("op", "rows", "tactic", "time", "floor", "runner-up" if timed else "next in the listing")
+    rows = [headers, *_rows(choices)]
+    fitting = [tuple(itertools.compress(row, kept)) for row in rows]
+    out.table(fitting[0], fitting[1:])
+    if timed:
+        out.line(_LEGEND)
+        if not floors:
+            out.line("No floor is known before `allotrope doctor --measure` (a few seconds).")
+    out.line()
+
+
 def _rows(choices: list[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """One line per choice and row bucket."""
     for choice in choices:
         label = f"{re.sub(_BLOCK, '', choice['paths'][0])} ×{len(choice['paths'])}"
         for bucket in choice["buckets"]:
-            rivals = sorted(bucket["runners_up"], key=lambda rival: rival["seconds"] or 0.0)
-            rival = f"{rivals[0]['tactic']} {_time(rivals[0]['seconds'])}".strip() if rivals else ""
-            rows = str(bucket["up_to_rows"] or "more")
-            yield label, rows, bucket["tactic"], _time(bucket["seconds"]), _time(bucket["floor_s"]), rival
+            rows = str(bucket["up_to_rows"] or ("more" if len(choice["buckets"]) > 1 else "any"))
+            yield label, rows, bucket["tactic"], _time(bucket["seconds"]), _time(bucket["floor_s"]), _rival(bucket)
             label = ""
+
+
+def _rival(bucket: Mapping[str, Any]) -> str:
+    """The fastest of the others, marked where it is faster than what was chosen."""
+    rivals = sorted(bucket["runners_up"], key=lambda rival: rival["seconds"] or 0.0)
+    if not rivals or rivals[0]["seconds"] is None or bucket["seconds"] is None:
+        return rivals[0]["tactic"] if rivals else ""
+    mark = "*" if rivals[0]["seconds"] < bucket["seconds"] else ""
+    return f"{rivals[0]['tactic']} {_time(rivals[0]['seconds'])}{mark}"
 
 
 def _time(seconds: float | None) -> str:

@@ -42,7 +42,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if sys.stdin.isatty():
             _converse(talk, out)
         else:
-            talk.ask(sys.stdin.read())
+            text = sys.stdin.read().strip()  # as a line of a terminal is
+            if not text:
+                raise UsageError("standard input is empty", remedy="say something")
+            talk.ask(text)
     out.result({"outputs": talk.outputs, "ttft_ms": talk.ttft_ms, "tokens_per_s": talk.tokens_per_s})
     return 0
 

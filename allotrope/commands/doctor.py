@@ -7,7 +7,7 @@ import shutil
 from typing import Any
 
 from allotrope import settings
-from allotrope.commands.output import Output, bytes_text
+from allotrope.commands.output import Output, bytes_text, rate_text
 from allotrope.hw import detect, fingerprint, peaks
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
@@ -99,9 +99,10 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
     if ceilings is None:
         out.line("ceilings  not measured: run `allotrope doctor --measure` (a few seconds)")
     else:
-        out.line(f"ceilings  read {ceilings.read_bytes_per_s / 1e9:.1f} GB/s, measured {ceilings.measured_at}")
+        threads = "" if device.kind == "cuda" else f" with {ceilings.threads} thread{'s'[: ceilings.threads != 1]}"
+        out.line(f"ceilings  read {ceilings.read_bytes_per_s / 1e9:.1f} GB/s, measured {ceilings.measured_at}{threads}")
         for dtype, rate in ceilings.matmul_flops_per_s.items():
-            out.line(f"          {dtype} matrix product {rate / 1e12:.3g} TFLOP/s")
+            out.line(f"          {dtype} matrix product {rate_text(rate)}")
     shown = ("torch", "transformers", "tokenizers", "numpy")
     found = fingerprint.versions()
     out.line("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))
@@ -113,5 +114,5 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
         for entry in entries
     ]
     out.table(("op", "tactic", "row class", "runs here"), rows)
-    out.line("Row class: a row's bits do not depend on the other rows; a tactic without one")
-    out.line("serves only with --allow-batch-variance.")
+    out.line("A row is a token of a step. In a row class its bits do not depend on the other")
+    out.line("rows; a tactic without one serves only with --allow-batch-variance.")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from allotrope.api import LLM, SamplingParams
 
 _RUNTIME = ("threads", "kv_memory", "page_size", "max_batched_tokens", "max_num_seqs", "max_len")
-_COMMON = ("device", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -30,20 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
     group.add_argument("--page-size", type=int, metavar="N", help="tokens per page of it (16)")
     group.add_argument("--max-batched-tokens", type=int, metavar="N", help="most tokens in a step (2048)")
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="most requests at once (32)")
-    # These two are the builder's and the runtime's; the rest counts only if ENGINE is a checkpoint.
-    building.add_build_options(parser.add_argument_group("building, and --threads and --max-len for running, too"))
+    group = parser.add_argument_group("building, if ENGINE is a checkpoint; --threads and --max-len always count")
+    building.add_build_options(group)
 
 
 def open_llm(args: argparse.Namespace, out: Output) -> LLM:
     """The engine that the arguments name, built first if that is a checkpoint, with the options that were given."""
-    from allotrope.api import LLM, engine_folder
-    from allotrope.build.options import BuildOptions
+    from allotrope.api import LLM
 
     running: dict[str, Any] = {name: getattr(args, name) for name in _RUNTIME if getattr(args, name) is not None}
-    usual = BuildOptions().to_json()
-    given = {name: value for name, value in building.build_options(args).items() if name not in (*_RUNTIME, *_COMMON)}
-    changed = {name: value for name, value in given.items() if value != usual[name] and value != ()}
-    folder = engine_folder(args.engine, args.device, changed, out.progress)
+    folder = building.engine_folder(args, out, running=("max_len",))  # a shorter limit needs no engine of its own
     return LLM(folder, device=args.device, **running)
 
 

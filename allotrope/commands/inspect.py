@@ -49,7 +49,7 @@ def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:
     lines = [
         ("family", f"{model.family.name}, {count_text(model.parameters)} parameters, {stored}"),
         *describe(model.recipe),
-        *(("note", note) for note in model.mapped.notes),
+        *(("note", note) for note in model.notes),
         ("weights", f"{bytes_text(found.weight_bytes)} as {found.weights}"),
         ("KV cache", f"{bytes_text(found.kv_per_token)} per token as {found.kv}"),
         ("", f"{bytes_text(found.kv_bytes)} for {found.max_batch} × {found.max_len} tokens"),
@@ -68,4 +68,4 @@ def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:
         for floor in found.floors
         if floor.short_s is not None and floor.full_s is not None
     ]
-    out.table(("batch", "first tokens", f"at {found.max_len} tokens", "tokens/s at most"), rows)
+    out.table(("batch", "at 1 token", f"at {found.max_len} tokens", "tokens/s at most"), rows)

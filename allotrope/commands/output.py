@@ -36,11 +36,17 @@ def count_text(count: float) -> str:
     return f"{count:.4g} B"
 
 
+def rate_text(per_second: float) -> str:
+    """`96.8 GFLOP/s`, `989 TFLOP/s`."""
+    tera = per_second >= 1e12
+    return f"{per_second / (1e12 if tera else 1e9):.3g} {'TFLOP/s' if tera else 'GFLOP/s'}"
+
+
 def time_text(seconds: float) -> str:
     """`1.24 ms`: three figures in the unit that suits."""
     if not math.isfinite(seconds):
         return "–"
-    for limit, scale, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
+    for limit, scale, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
         if seconds < limit:
             return f"{seconds * scale:.3g} {unit}"
     return f"{seconds / 60:.1f} min"

@@ -96,7 +96,7 @@ def _text(prompt: str) -> str:
 def _print(prompts: list[str], answers: list[Any], out: Output) -> None:
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
         if len(prompts) > 1:
-            out.line(f"── {i} {_short(prompt)}")
+            out.line(f"── {i} {_short(prompt)}".rstrip())
         out.line(answer.text)
 
 

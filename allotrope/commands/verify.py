@@ -25,7 +25,9 @@ LEVELS = "preflight,layers,logits,tokens"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("engine", metavar="ENGINE", help="an engine's folder, or a checkpoint")
-    parser.add_argument("--original", metavar="CKPT", help="compare with this (what the engine was built from)")
+    parser.add_argument(
+        "--original", metavar="CKPT", help="compare with this, or with an engine's source (ENGINE's own)"
+    )
     parser.add_argument("--level", default=LEVELS, metavar="LEVEL,…", help=f"what to ask ({LEVELS})")
     parser.add_argument("--locate", action="store_true", help="look at every op of every block")
     parser.add_argument(
@@ -36,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line; [1, 2, 3] are token ids")
     parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="greedy tokens per prompt (32)")
-    # These count only if ENGINE is a checkpoint; --allow-pickle for reading the original, too.
-    building.add_build_options(parser.add_argument_group("building, if ENGINE is a checkpoint"))
+    group = parser.add_argument_group("building, if ENGINE is a checkpoint; --threads and --allow-pickle always count")
+    building.add_build_options(group)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify and print; 3 when the verdict is below what is required."""
     from allotrope.verify.session import Question, verify
-    from allotrope.verify.verdict import default_requirement, enough
+    from allotrope.verify.verdict import PROVING, default_requirement, enough
 
     asked = Question(
         original=args.original,
@@ -54,9 +56,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         seed=args.seed,
         device=args.device,
         allow_pickle=args.allow_pickle,
+        threads=args.threads,
     )
-    if args.require and not {"layers", "tokens"} <= set(asked.levels):
-        raise UsageError("--require needs the levels layers and tokens", remedy="leave --level out")
+    if args.require and not set(PROVING) <= set(asked.levels):
+        raise UsageError(f"--require needs the levels {', '.join(PROVING)}", remedy="leave --level out")
     folder = _engine(args, out)
     with out.progress(len(asked.levels), "verifying") as shown:
         result = verify(folder, asked, lambda _: shown.advance())
@@ -65,22 +68,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
     _print(result, out)
     if not well:
         out.line(f"Required: {required}. The engine does not pass.")
-    out.result({**result.to_json(), "required": required, "passed": well})
+    out.result({"engine": str(folder), **result.to_json(), "required": required, "passed": well})
     return 0 if well else 3
 
 
 def _engine(args: argparse.Namespace, out: Output) -> Path:
     """The engine's folder; a checkpoint in its place is built first, and kept."""
-    from allotrope.api import engine_folder
     from allotrope.artifact import manifest
-    from allotrope.build.options import BuildOptions
 
-    usual = BuildOptions().to_json()
-    given = {name: value for name, value in building.build_options(args).items() if name not in ("device", "seed")}
-    changed = {name: value for name, value in given.items() if value != usual[name] and value != ()}
-    if (Path(args.engine) / manifest.FILE).exists():
-        changed.pop("allow_pickle", None)
-    return engine_folder(args.engine, args.device, changed, out.progress)
+    built = (Path(args.engine) / manifest.FILE).exists()  # then --allow-pickle is for reading the original
+    return building.engine_folder(args, out, running=("allow_pickle",) if built else ())
 
 
 def _print(result: Result, out: Output) -> None:

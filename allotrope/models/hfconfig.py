@@ -25,15 +25,15 @@ def names(text: str) -> frozenset[str]:
 IGNORED = (
     # what it is called, how it was stored, by what it was written
     names("""architectures model_type _name_or_path name_or_path _commit_hash transformers_version torch_dtype
-        dtype use_bfloat16 torchscript tokenizer_class unsloth_version unsloth_fixed""")
+        dtype use_bfloat16 torchscript tokenizer_class unsloth_version unsloth_fixed transformers.js_config""")
     # training, and the choice of an implementation of the same mathematics
     | names("""use_cache gradient_checkpointing initializer_range init_std attention_dropout hidden_dropout
         dropout attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
-        chunk_size_feed_forward output_attentions output_hidden_states output_scores return_dict
+        chunk_size_feed_forward output_attentions output_hidden_states output_scores output_past return_dict
         return_dict_in_generate remove_invalid_values""")
     # tasks other than writing text
-    | names("""task_specific_params finetuning_task id2label label2id num_labels problem_type prefix is_decoder
-        tie_encoder_decoder tf_legacy_loss decoder_start_token_id sep_token_id""")
+    | names("""task_specific_params finetuning_task id2label label2id num_labels _num_labels problem_type prefix
+        is_decoder tie_encoder_decoder tf_legacy_loss decoder_start_token_id sep_token_id""")
     # generation: kept for the tokenizer and as sampling defaults, no part of the model
     | names("""bos_token_id eos_token_id pad_token_id unk_token_id max_length min_length max_new_tokens do_sample
         early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p

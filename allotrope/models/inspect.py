@@ -62,7 +62,7 @@ class Inspection:
             "parameters": self.model.parameters,
             "stored": {"dtypes": self.model.dtypes, "bytes": self.model.checkpoint.nbytes},
             "parts": dict(describe(recipe)),
-            "notes": self.model.mapped.notes,
+            "notes": self.model.notes,
             "dtypes": {"weights": self.weights, "kv": self.kv},
             "bytes": {"weights": self.weight_bytes, "kv_per_token": self.kv_per_token, "kv": self.kv_bytes},
             "limits": {"max_len": self.max_len, "max_batch": self.max_batch, "model_max_len": recipe.max_len},

@@ -29,6 +29,13 @@ _DEFAULTS = (
     "max_new_tokens",
     "max_length",
 )
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _ids(value: Any) -> list[Any]:
+    """One id or a list of them; null and −1 (so the first LLaMA's config) are none."""
+    listed = value if isinstance(value, list) else [value]
+    return [one for one in listed if one is not None and not (type(one) is int and one == -1)]
 
 
 @dataclass(frozen=True)
@@ -79,32 +86,40 @@ class Model:
 
         generation_config.json comes before config.json, as it does in transformers.
         """
-        both = {**self.config, **{k: v for k, v in self.checkpoint.generation.items() if v is not None}}
-        eos = both.get("eos_token_id")
+        bos, eos, pad = (self._tokens(name, self._stated.get(name)) for name in _SPECIAL)
         return {
-            "bos_token_id": self._token("bos_token_id", both.get("bos_token_id")),
-            "eos_token_ids": [
-                token
-                for one in (eos if isinstance(eos, list) else [eos])
-                if (token := self._token("eos_token_id", one)) is not None
-            ],
-            # nothing is ever padded here, so a pad token outside the vocabulary (there are such) harms nobody
-            "pad_token_id": pad
-            if type(pad := both.get("pad_token_id")) is int and 0 <= pad < self.recipe.vocab
-            else None,
+            "bos_token_id": next(iter(bos), None),
+            "eos_token_ids": eos,
+            "pad_token_id": next(iter(pad), None),
             "defaults": {k: v for k, v in self.checkpoint.generation.items() if k in _DEFAULTS and v is not None},
         }
 
-    def _token(self, name: str, value: Any) -> int | None:
-        if value is None or (type(value) is int and value == -1):  # −1: none, in the first LLaMA's config
-            return None
-        if type(value) is not int or not 0 <= value < self.recipe.vocab:
-            raise CheckpointError(
-                f"{name} is {shown(value)}, no token of a vocabulary of {self.recipe.vocab}",
-                where=self.checkpoint.origin,
-                remedy="correct config.json or generation_config.json",
-            )
-        return value
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of `inspect` should know."""
+        notes = list(self.mapped.notes)
+        for name in _SPECIAL:
+            listed = _ids(self._stated.get(name))
+            outside = [token for token in listed if type(token) is int and token >= self.recipe.vocab]
+            if outside:
+                notes.append(f"{name} {shown(outside[0])} is outside the vocabulary of {self.recipe.vocab}: none")
+        return tuple(notes)
+
+    @cached_property
+    def _stated(self) -> dict[str, Any]:
+        return {**self.config, **{k: v for k, v in self.checkpoint.generation.items() if v is not None}}
+
+    def _tokens(self, name: str, value: Any) -> list[int]:
+        """The ids that the vocabulary has. One beyond it can be neither given nor drawn, so it ends or begins
+        nothing: transformers' default of GPT-2's 50256 stands in the config of many a smaller model."""
+        for token in _ids(value):
+            if type(token) is not int or token < 0:
+                raise CheckpointError(
+                    f"{name} is {shown(value)}, no token id",
+                    where=self.checkpoint.origin,
+                    remedy="correct config.json or generation_config.json",
+                )
+        return [token for token in _ids(value) if token < self.recipe.vocab]
 
     def read(self, slot: str) -> tuple[Array, str]:
         """A slot's weight and its dtype tag (bf16 as uint16). It may be a view of a fused tensor."""

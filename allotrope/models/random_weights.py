@@ -30,6 +30,7 @@ from allotrope.models.safetensors_file import check_rows
 from allotrope.models.shapes import SHAPES
 from allotrope.models.strict_json import read_object
 
+BYTE_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SCHEME = 1  # change it when the same seed gives other values
 _BLOCK = 16  # values in one Philox block of 256 bits
 _PIECE = 1 << 20  # values that a thread makes at a time; a multiple of _BLOCK
@@ -51,8 +52,8 @@ class RandomCheckpoint:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """There is none."""
-        return {}
+        """Token ids as the byte tokenizer has them, the only one that there is for such a model."""
+        return dict(BYTE_TOKENS)
 
     @property
     def folder(self) -> Path | None:

@@ -57,6 +57,8 @@ def read_rope(values: Values, head_dim: int) -> Rope:
     theta = given.get("rope_theta", values["rope_theta"])
     base = _THETA if theta is None else check(theta, KEYS[0], "rope_theta", values.where)
     if kind == "dynamic":
+        if head_dim < 4:
+            raise values.bad(f"dynamic scaling is not defined for heads {head_dim} wide")
         found: dict[str, Scalar] = {"factor": numbers["factor"], "original_len": limit}
         return Rope(Rotary(head_dim, base, kind, found), int(limit * numbers["factor"]))
     if kind == "llama3":

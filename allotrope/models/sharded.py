@@ -7,6 +7,7 @@ where `snapshots/<revision>/<file>` is a link to `../../blobs/<hash>`.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +21,11 @@ from allotrope.models.checkpoint import TensorInfo
 from allotrope.models.safetensors_file import SafetensorsFile, open_file
 from allotrope.models.safetensors_header import shown
 from allotrope.models.strict_json import INDEX_LIMIT, read_object
+from allotrope.paths import outside
 
 INDEX = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
+_LONGEST_NAME = 255  # bytes, on every file system in use
 _OTHER_LAYOUT = "consolidated"  # Mistral publishes the same weights a second time under its own names
 
 
@@ -104,22 +107,30 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def contained(folder: Path, name: str, missing_ok: bool = False) -> Path | None:
     """The path of the file `name`, which must lie in `folder` itself; with `missing_ok`, None if it is not there."""
     path = folder / name
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if not _is_plain(name):
         raise CheckpointError(f"{shown(name)} is no plain file name inside the folder", where=str(folder))
-    if missing_ok and not path.is_symlink() and not path.exists():
+    linked = path.is_symlink()
+    if missing_ok and not linked and not path.exists():
         return None
     try:
-        real = path.resolve(strict=True)
+        real = outside(path)
     except (OSError, RuntimeError):
-        what = "a link that leads nowhere" if path.is_symlink() else "missing"
+        what = "a link that leads nowhere" if linked else "missing"
         raise CheckpointError(f"{shown(name)} is {what}", where=str(folder), remedy="download it again") from None
-    home = folder.resolve()
-    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
-    if real.parent not in (home, blobs):
+    if real is not None:
         raise CheckpointError(
             f"{shown(name)} is a link out of the folder, to {real}", where=str(folder), remedy="copy the file in"
         )
     return path
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file in a folder can have this name."""
+    try:
+        size = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+    return 0 < size <= _LONGEST_NAME and name not in (".", "..") and not set(name) & set("/\\\0")
 
 
 def weight_files(folder: Path, suffixes: Sequence[str]) -> list[str]:

@@ -67,14 +67,6 @@ class Problem:
         return f"{self.op}[{axes}]({params}){{{','.join(sorted(self.present))}}}:{self.dtype}"
 
 
-Reference: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Scalar]], dict[str, Array]]
-"""`reference(ins, params) -> outs`: plain torch, in the inputs' float dtype; inout operands come back new."""
-
-InputMaker: TypeAlias = Callable[[Problem, int], dict[str, Array]]
-"""`make_inputs(problem, seed) -> ins`: realistic fp64/int tensors on the CPU, with outliers, and poison
-where nothing may be read."""
-
-
 @dataclass(frozen=True)
 class Contract:
     """An op's contract. `rows` names the axis along which requests lie side by side (what buckets are over)."""
@@ -88,12 +80,12 @@ class Contract:
     exact: bool = False  # moves data only: compared bit for bit
 
     def reference(self, ins: Mapping[str, Array], params: Mapping[str, Scalar]) -> dict[str, Array]:
-        """Run the op's reference."""
+        """The reference: plain torch, in the inputs' float dtype; inout operands come back new."""
         outs: dict[str, Array] = self._module().reference(ins, params)
         return outs
 
     def make_inputs(self, problem: Problem, seed: int) -> dict[str, Array]:
-        """Make one set of realistic inputs."""
+        """Realistic fp64 and integer tensors on the CPU, with outliers, and poison where nothing may be read."""
         ins: dict[str, Array] = self._module().make_inputs(problem, seed)
         return ins
 

@@ -15,7 +15,7 @@ import numpy as np
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Call, Plan
 from allotrope.artifact.problems import Load, problem
-from allotrope.errors import EngineError
+from allotrope.errors import EngineError, UsageError
 from allotrope.hw.device import Device
 from allotrope.ops import registry
 from allotrope.ops.contract import Array, Scalar
@@ -102,6 +102,8 @@ class EagerExecutor:
         """Compute one step. `tap(call, outs)` sees each call's outputs just made, and may overwrite them."""
         import torch
 
+        if not self._calls:
+            raise UsageError("the engine has been closed", remedy="open it again")
         arrays, rows = step_arrays(step, self.page_size)
         self._reserve(rows)  # outside of inference mode, so that callers may write into what they are given
         with torch.inference_mode():

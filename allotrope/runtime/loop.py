@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -37,11 +38,16 @@ class Generation:
 
 
 class Loop:
-    """Drives one executor. `step` is the whole decode path; everything else is bookkeeping."""
+    """Drives one executor. `step` is the whole decode path; everything else is bookkeeping.
+
+    Threads may share a loop: whoever steps holds `lock`, and advances the others' requests, too. A reader of
+    a generation that is not its own thread's alone holds it as well, else it may see a token without its text.
+    """
 
     def __init__(self, executor: Executor, scheduler: Scheduler, tokenizer: Tokenizer, limits: Limits) -> None:
         self.scheduler = scheduler
         self.limits = limits
+        self.lock = threading.RLock()
         self._executor = executor
         self._tokenizer = tokenizer
         self._live: dict[int, Generation] = {}
@@ -54,33 +60,38 @@ class Loop:
 
     def prepare(self, prompt: str | None, token_ids: Sequence[int], params: SamplingParams) -> Generation:
         """Check a request against the engine's limits without queueing it."""
-        self._submitted += 1
-        request = new_request(self._submitted, token_ids, params, self.limits)
+        with self.lock:
+            self._submitted += 1
+            number = self._submitted
+        request = new_request(number, token_ids, params, self.limits)
         self.scheduler.check(request)
         detokenizer = self._tokenizer.stream(request.tokens, params.skip_special_tokens)
         return Generation(request, prompt, TextStream(detokenizer, params.stop))
 
     def submit(self, generation: Generation) -> None:
         """Queue a prepared request."""
-        self.scheduler.submit(generation.request)
-        self._live[generation.request.id] = generation
+        with self.lock:
+            self.scheduler.submit(generation.request)
+            self._live[generation.request.id] = generation
 
     def cancel(self, generation: Generation) -> None:
         """End a request now; it gets nothing more."""
-        self.scheduler.cancel(generation.request)
-        self._live.pop(generation.request.id, None)
+        with self.lock:
+            self.scheduler.cancel(generation.request)
+            self._live.pop(generation.request.id, None)
 
     def step(self) -> list[Generation]:
         """Compute one step. Returns who has a new token or ended."""
-        step = self.scheduler.plan_step()
-        if step is None:
-            return []
-        try:
-            output = self._executor.run(step)
-        except BaseException:
-            self.scheduler.abandon()
-            raise
-        return [self._show(self._live[request.id]) for request in self.scheduler.commit(output)]
+        with self.lock:
+            step = self.scheduler.plan_step()
+            if step is None:
+                return []
+            try:
+                output = self._executor.run(step)
+            except BaseException:
+                self.scheduler.abandon()
+                raise
+            return [self._show(self._live[request.id]) for request in self.scheduler.commit(output)]
 
     def _show(self, generation: Generation) -> Generation:
         """Turn new tokens into text, look for stop strings, and let go of who has ended."""

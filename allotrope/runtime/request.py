@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 
 from allotrope.errors import RequestError
-from allotrope.runtime.sampling_params import SamplingParams
+from allotrope.runtime.sampling_params import SamplingParams, show
 
 Candidates = tuple[tuple[int, float], ...]
 
@@ -71,7 +71,7 @@ def new_request(number: int, prompt: Sequence[int], params: SamplingParams, limi
         )
     for i, token in enumerate(prompt):
         if not _is_id(token, limits.vocab):
-            raise RequestError(f"prompt_token_ids[{i}] is {token!r}; it must be from 0 to {limits.vocab - 1}")
+            raise RequestError(f"prompt_token_ids[{i}] is {show(token)}; it must be from 0 to {limits.vocab - 1}")
     for i, token in enumerate(params.stop_token_ids):
         if token >= limits.vocab:
             raise RequestError(f"stop_token_ids[{i}] is {token}; it must be from 0 to {limits.vocab - 1}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -56,43 +56,46 @@ class SamplingParams:
             object.__setattr__(self, name, value)
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} is {_show(getattr(self, name))}; it must be True or False")
+                raise RequestError(f"{name} is {show(getattr(self, name))}; it must be True or False")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """The value for a message, cut so that a hostile one cannot fill a log."""
     if isinstance(value, int) and abs(value) > 10**30:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of over 4300 digits, nor a list that holds one
+        return f"a {type(value).__name__} that holds an endless number"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _count(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise RequestError(f"{name} is {_show(value)}; it must be a whole number from {low} to {high}")
+        raise RequestError(f"{name} is {show(value)}; it must be a whole number from {low} to {high}")
     number = int(value)
     if not low <= number <= high:
-        raise RequestError(f"{name} is {_show(number)}; it must be from {low} to {high}")
+        raise RequestError(f"{name} is {show(number)}; it must be from {low} to {high}")
     return number
 
 
 def _real(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
     bound = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise RequestError(f"{name} is {_show(value)}; it must be a number {bound}")
+        raise RequestError(f"{name} is {show(value)}; it must be a number {bound}")
     try:
         number = float(value)
     except OverflowError:  # a huge integer
         number = math.inf
     if not low <= number <= high or (open_low and number == low):  # NaN is in no interval
-        raise RequestError(f"{name} is {_show(value)}; it must be {bound}")
+        raise RequestError(f"{name} is {show(value)}; it must be {bound}")
     return abs(number)  # no negative zero
 
 
 def _stops(value: Any) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
-        raise RequestError(f"stop is {_show(value)}; it must be a string or a list of strings")
+        raise RequestError(f"stop is {show(value)}; it must be a string or a list of strings")
     if len(stops) > MAX_STOPS:
         raise RequestError(f"stop holds {len(stops)} strings; it must hold at most {MAX_STOPS}")
     for i, stop in enumerate(stops):
@@ -103,9 +106,9 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise RequestError(f"stop_token_ids is {_show(value)}; it must be a list of token ids")
+    if isinstance(value, str | bytes) or not isinstance(value, Collection):
+        raise RequestError(f"stop_token_ids is {show(value)}; it must be a list of token ids")
+    if len(value) > MAX_STOP_TOKENS:  # before anything is made of them: a range may be endless
+        raise RequestError(f"stop_token_ids holds {len(value)} ids; it must hold at most {MAX_STOP_TOKENS}")
     ids = tuple(value)
-    if len(ids) > MAX_STOP_TOKENS:
-        raise RequestError(f"stop_token_ids holds {len(ids)} ids; it must hold at most {MAX_STOP_TOKENS}")
     return tuple(_count(f"stop_token_ids[{i}]", token, 0, MAX_COUNT) for i, token in enumerate(ids))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from allotrope.errors import RequestError, UsageError
 from allotrope.tokenizers.chat import Conversation, Message, Template
 from allotrope.tokenizers.detokenizer import Detokenizer, join
 
+NONE = "none"  # the kind that stands for no tokenizer at all
+LONGEST_TEXT = 16 << 20  # bytes
+ALWAYS_READ = 64 << 10  # bytes of text that take no time worth a thought
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most that many tokens
 
 
@@ -56,6 +60,7 @@ class Tokenizer:
         self.prefix, self.suffix = tuple(prefix), tuple(suffix)
         self._vocabulary, self._templates = vocabulary, dict(templates or {})
         self._hidden = frozenset(vocabulary.specials.values())
+        self._most_tokens: int | None = None
 
     def encode(self, text: str, special: bool = True, *, allow_special: bool = True) -> list[int]:
         """The ids of a text.
@@ -63,7 +68,7 @@ class Tokenizer:
         `special` adds the beginning and end as the checkpoint does. A special token's name inside the text becomes
         that token, as everywhere in prompts (fill-in-the-middle needs it); with `allow_special=False` it stays text.
         """
-        _well_formed(text)
+        self._check(text)
         ids = self._vocabulary.encode(text, parse_special=allow_special)
         return [*self.prefix, *ids, *self.suffix] if special else ids
 
@@ -84,6 +89,11 @@ class Tokenizer:
         for token in after[-LONGEST_CHARACTER:] if begun else ():
             stream.push(token)
         return stream
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there is a vocabulary; without one only ids go in and out."""
+        return self.kind != NONE
 
     @property
     def has_chat_template(self) -> bool:
@@ -116,7 +126,7 @@ class Tokenizer:
         conversation = Conversation(messages, add_generation_prompt, tools, variables or {})
         ids: list[int] = []
         for place, part in enumerate(self._template(template).stretches(conversation)):
-            _well_formed(part.text)
+            self._check(part.text)
             ids += self._vocabulary.encode(part.text, parse_special=part.parse_special, at_start=place == 0)
         return ids
 
@@ -127,6 +137,27 @@ class Tokenizer:
             raise UsageError("this checkpoint has no chat template", remedy="give the prompt as plain text")
         raise UsageError(f"no chat template {name[:40]!r}", remedy=f"there is {', '.join(sorted(self._templates))}")
 
+    def limit(self, tokens: int) -> None:
+        """Refuse texts that so many tokens cannot hold before they are read: reading a hostile one takes minutes."""
+        self._most_tokens = tokens
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, map(self._vocabulary.piece, range(self.vocab_size))), default=1)
+
+    def _check(self, text: str) -> None:
+        size = _bytes_of(text)
+        if size > LONGEST_TEXT:
+            raise RequestError(f"the text has {size:,} bytes; the limit is {LONGEST_TEXT:,}")
+        if size <= ALWAYS_READ or self._most_tokens is None or not self.vocab_size:
+            return
+        if size > self._most_tokens * self._longest:
+            raise RequestError(
+                f"the text has {size:,} bytes, more than {self._most_tokens:,} tokens can hold",
+                remedy="shorten the prompt",
+            )
+
     def _piece(self, token: int) -> bytes:
         if token < 0:
             raise RequestError(f"token id {token} is negative")
@@ -136,11 +167,11 @@ class Tokenizer:
         return b"" if token in self._hidden else self._piece(token)
 
 
-def _well_formed(text: str) -> None:
-    """Half of a surrogate pair is no character and has no bytes; the libraries' own errors for it vary."""
+def _bytes_of(text: str) -> int:
+    """How many bytes; half of a surrogate pair is no character and has none, and the libraries' own errors for it vary."""
     if text.isascii():
-        return
+        return len(text)
     try:
-        text.encode()
+        return len(text.encode())
     except UnicodeEncodeError as error:
         raise RequestError(f"the text has half a surrogate pair at character {error.start}") from error

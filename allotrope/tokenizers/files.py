@@ -8,13 +8,26 @@ from pathlib import Path
 from typing import cast
 
 from allotrope.errors import TokenizerError
+from allotrope.paths import outside
 
 MIB = 1 << 20
 Json = Mapping[str, object]
 
 
+def check_inside(path: Path) -> Path:
+    """The path, if it is no link out of its folder: a checkpoint has no business with other files of this machine."""
+    try:
+        real = outside(path)
+    except (OSError, RuntimeError) as error:
+        raise TokenizerError(f"cannot be read ({error})", where=path.name) from error
+    if real is not None:
+        raise TokenizerError(f"is a link out of the folder, to {real}", where=path.name, remedy="copy the file in")
+    return path
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The file's bytes, refused by its size before anything is read."""
+    """The file's bytes, refused by its place and its size before anything is read."""
+    check_inside(path)
     try:
         size = path.stat().st_size
         if size > limit:

@@ -17,6 +17,7 @@ from allotrope.tokenizers import (
 )
 from allotrope.tokenizers.base import Tokenizer, Vocabulary
 from allotrope.tokenizers.chat import ChatMl, Template
+from allotrope.tokenizers.files import check_inside
 from allotrope.tokenizers.hf import LibraryVocabulary
 from allotrope.tokenizers.jinja_template import JinjaTemplate
 from allotrope.tokenizers.sentencepiece_model import SentencepieceVocabulary
@@ -48,7 +49,7 @@ def load(folder: Path, vocab_size: int | None = None) -> Tokenizer:
     With `vocab_size`, the rows of the model's embedding, a token beyond it is an error here rather than there.
     """
     found = find(folder)
-    side = side_files.read(folder)
+    side = side_files.read(folder).within(vocab_size)
     vocabulary, side = _vocabulary(found, side)
     bos, eos = _named(vocabulary, side, "bos_token"), _named(vocabulary, side, "eos_token")
     pad = _named(vocabulary, side, "pad_token")
@@ -72,7 +73,7 @@ def load(folder: Path, vocab_size: int | None = None) -> Tokenizer:
 def files(folder: Path) -> list[Path]:
     """The files that `load` reads, for an engine to keep: a folder with only these loads the same tokenizer."""
     beside = (folder / name for name in side_files.NAMES)
-    return [*find(folder).paths, *(path for path in beside if path.is_file())]
+    return [check_inside(path) for path in (*find(folder).paths, *beside) if path.is_file()]
 
 
 def find(folder: Path) -> Found:

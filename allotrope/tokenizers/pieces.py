@@ -40,6 +40,8 @@ def byte_fallback(token: str, replacements: tuple[tuple[str, str], ...] = (("▁
 
 def from_decoder(decoder: object, where: str) -> tuple[Callable[[str], bytes], bool, bool]:
     """(token → bytes, whether a text's first space is dropped, whether added tokens skip the mapping)."""
+    if decoder is None:  # then the library joins the tokens with spaces
+        return (lambda token: f" {token}".encode()), True, False
     steps = _steps(decoder, where)
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
@@ -53,7 +55,7 @@ def from_decoder(decoder: object, where: str) -> tuple[Callable[[str], bytes], b
 
 def _steps(decoder: object, where: str) -> list[Mapping[str, object]]:
     if not isinstance(decoder, dict):
-        raise TokenizerError("no decoder, so its text cannot be put together", where=where)
+        raise TokenizerError("decoder is no object", where=where)
     listed = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
     if not isinstance(listed, list) or not all(isinstance(step, dict) for step in listed) or len(listed) > 16:
         raise TokenizerError("decoder is no list of steps", where=where)

@@ -99,6 +99,8 @@ class Renderer:
             return process
         self.close()
         process = isolated.start("render_child.py", ("jinja2", "markupsafe"))
+        if self._owner != os.getpid():
+            atexit.register(self.close)
         self._process, self._owner = process, os.getpid()
         clock = threading.Timer(START_SECONDS, process.kill)
         clock.daemon = True
@@ -127,4 +129,3 @@ def _ask(process: subprocess.Popen[bytes], data: bytes) -> Mapping[str, object] 
 
 
 RENDERER = Renderer()
-atexit.register(RENDERER.close)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -55,6 +55,17 @@ class SideFiles:
     pad_id: int | None
     chat_format: str | None  # the first Qwen's generation_config.json has "chatml" or "raw"
     templates: Mapping[str, str]
+
+    def within(self, vocab_size: int | None) -> SideFiles:
+        """Without the ids that the model's configs give and the model cannot: those begin and end nothing."""
+        if vocab_size is None:
+            return self
+
+        def inside(number: int | None) -> int | None:
+            return None if number is None or number >= vocab_size else number
+
+        ends = tuple(number for number in self.eos_ids if number < vocab_size)
+        return replace(self, bos_id=inside(self.bos_id), eos_ids=ends, pad_id=inside(self.pad_id))
 
 
 def read(folder: Path) -> SideFiles:

@@ -31,11 +31,21 @@ def oracle(
     there and not read again.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     described = model.family.oracle
     transformers.logging.set_verbosity_error()
     config_class = getattr(transformers, described.config_class)
-    config = config_class(**described.config(model.config))
+    try:
+        config = config_class(**described.config(model.config))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"transformers refuses the config: {' '.join(str(error).split())[:200]}",
+            where=model.checkpoint.origin,
+            remedy="without transformers' model of it there is nothing to compare with",
+        ) from error
+    # Nothing is padded here, and transformers' embedding does not stand a token outside the vocabulary.
+    config.pad_token_id = model.generation["pad_token_id"]
     if resident is None:
         count = sum(info.count for info in model.checkpoint.tensors.values())
         resident = count * _BYTES[precision] <= _SHARE * _free(device)

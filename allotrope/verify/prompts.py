@@ -52,8 +52,10 @@ def read_prompts(path: Path, tokenizer: Tokenizer | None, vocab: int, limit: int
     """One prompt per line; a line that is a JSON list of whole numbers is taken as token ids."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"prompts cannot be read: {error}", where=str(path)) from error
+    except OSError as error:
+        raise UsageError(f"prompts cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("prompts cannot be read: not UTF-8", where=str(path)) from error
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -66,6 +68,9 @@ def read_prompts(path: Path, tokenizer: Tokenizer | None, vocab: int, limit: int
             found.append(_prompt(f"line {number}", ids, limit, new))
     if not found:
         raise UsageError("no prompts in it", where=str(path))
+    if not any(prompt.new for prompt in found):
+        problem = f"every prompt has {limit} tokens, the most there can be, so nothing can follow"
+        raise UsageError(problem, where=str(path), remedy="shorten one")
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,22 @@ _CHAT = (
     {"role": "assistant", "content": "The second, by a little."},
     {"role": "user", "content": "Are you sure?\nWhy?"},
 )
+Encode = Callable[[str], list[int]]
+# the many ways in which transformers says that it has no tokenizer for a folder
+_REFUSALS = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError)
 
 
 def check_generation(engine: Engine, model: Model, tokenizer: Tokenizer | None) -> Check:
     """Begin, end and padding tokens and the published sampling defaults.
 
-    What the original leaves open (all of it, where it has no tokenizer of its own) the engine may take from
-    its tokenizer, and from nowhere else.
+    What the original leaves open the engine may take from its tokenizer, and from nowhere else.
     """
     ours, theirs = engine.manifest.generation, model.generation
     for key, stated in theirs.items():
         found = ours.get(key)
         if found == stated:
             continue
-        left_open = stated in (None, []) or model.tokenizer_dir is None
-        if left_open and tokenizer is not None and found == _named_by(tokenizer).get(key):
+        if stated in (None, []) and tokenizer is not None and found == _named_by(tokenizer).get(key):
             continue
         return Check("generation", False, f"{key} is {found!r}, the original's is {stated!r}")
     return Check("generation", True, f"eos {ours.get('eos_token_ids')}, bos {ours.get('bos_token_id')}, defaults alike")
@@ -64,7 +65,10 @@ def check_tokens(tokenizer: Tokenizer | None, model: Model, texts: Sequence[str]
         theirs, reason = None, "transformers does not find the original's vocabulary"
     if theirs is None:
         return [Check("token ids", None, reason)]
-    return [_ids(tokenizer, theirs, texts), _template(tokenizer, theirs)]
+    found = _ids(tokenizer, theirs, texts)
+    if found.ok is False:
+        found = _as_the_file_says(tokenizer, model.tokenizer_dir, theirs, texts) or found
+    return [found, _template(tokenizer, theirs)]
 
 
 def _load(folder: Path | None) -> tuple[Any, str]:
@@ -75,8 +79,7 @@ def _load(folder: Path | None) -> tuple[Any, str]:
         return None, "the original has no tokenizer"
     try:
         found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        # the many ways in which transformers says that it has no tokenizer for a folder
+    except _REFUSALS as error:
         return None, f"transformers cannot load the original's: {str(error).strip().splitlines()[0][:80]}"
     return found, ""
 
@@ -92,6 +95,47 @@ def _ids(tokenizer: Tokenizer, theirs: Any, texts: Sequence[str]) -> Check:
             detail = f"{text[:24]!r}: id {at} is {ours[at : at + 1]}, the original's is {expected[at : at + 1]}"
             return Check("token ids", False, detail)
     return Check("token ids", True, f"{len(texts)} texts give the original's ids")
+
+
+def _as_the_file_says(tokenizer: Tokenizer, folder: Path | None, theirs: Any, texts: Sequence[str]) -> Check | None:
+    """Whether the ids are those of the checkpoint's tokenizer file as it stands, whoever reads it.
+
+    For some architectures transformers builds a tokenizer of its own around a file's vocabulary and leaves the
+    file's rules aside, spaces among them. Then two readings of one file differ, and the engine keeps to the file.
+    """
+    if folder is None:
+        return None
+    for name, reader in (("tokenizer.json", _library_reader), ("tokenizer.model", _sentencepiece_reader)):
+        if not (folder / name).is_file():
+            continue
+        encode = reader(folder, theirs)
+        if encode is None or any(list(tokenizer.encode(text)) != encode(text) for text in texts):
+            return None
+        told = f"those of {name} as it stands; transformers' {type(theirs).__name__} keeps only a part of it"
+        return Check("token ids", None, told)
+    return None
+
+
+def _library_reader(folder: Path, theirs: Any) -> Encode | None:
+    import transformers
+
+    try:
+        plain = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except _REFUSALS:
+        return None
+    return lambda text: list(plain(text)["input_ids"])
+
+
+def _sentencepiece_reader(folder: Path, theirs: Any) -> Encode | None:
+    """The publisher's own library, and around the text what transformers puts around an empty one."""
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    except (OSError, RuntimeError):
+        return None
+    begin = list(theirs("")["input_ids"])
+    return lambda text: [*begin, *model.encode(text)]
 
 
 def _template(tokenizer: Tokenizer, theirs: Any) -> Check:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from allotrope import tokenizers
+from allotrope import settings, tokenizers
 from allotrope.artifact import manifest
 from allotrope.artifact.engine import Engine, open_engine
 from allotrope.errors import CheckpointError, TokenizerError, UsageError
@@ -22,6 +22,7 @@ from allotrope.hw.detect import detect
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint, versions
 from allotrope.models.model import Model, open_model
+from allotrope.runtime.eager import settle_torch
 from allotrope.tokenizers import Tokenizer
 from allotrope.verify import question
 from allotrope.verify.distributions import compare_logits, compare_tokens
@@ -51,13 +52,16 @@ class Question:
     seed: int = 0
     device: str = "auto"
     allow_pickle: bool = False
+    threads: int | None = None  # CPU threads of engine and original; None: ALLOTROPE_THREADS, or torch's choice
 
     def __post_init__(self) -> None:
         unknown = [level for level in self.levels if level not in LEVELS]
         if unknown or not self.levels:
             raise UsageError(f"no level {unknown[0] if unknown else ''!r}", remedy=f"levels are {', '.join(LEVELS)}")
-        if not 0 <= self.new_tokens <= 4096:
-            raise UsageError(f"{self.new_tokens} new tokens", remedy="ask for 0 to 4096")
+        if not 1 <= self.new_tokens <= 4096:
+            raise UsageError(f"{self.new_tokens} new tokens", remedy="ask for 1 to 4096")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise UsageError(f"--threads is {self.threads}", remedy="give a number from 1 to 1024")
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class _Session:
 
     def __init__(self, path: Path, asked: Question) -> None:
         self.asked = asked
+        settle_torch(asked.threads or settings.threads())
         kind = manifest.read(path).device.get("kind") if asked.device == "auto" else asked.device
         self.device: Device = detect(str(kind))
         self.engine: Engine = open_engine(path, device=self.device)

@@ -115,7 +115,7 @@ class _Looker:
         if not rotary:
             yield call.path, "the original has no rotary positions"
             return
-        theirs, kind = rotary[0].inv_freq.double(), str(rotary[0].rope_type)
+        theirs, kind = self._truth.in_double(rotary[0]).inv_freq, str(rotary[0].rope_type)
         ours = frequencies(call)
         spec = self._truth.model.config.rope_parameters
         same = ours.shape == theirs.shape and self._equal(ours, theirs)
@@ -129,7 +129,7 @@ class _Looker:
         """Frequency by frequency equal, to what the truth's precision can tell."""
         one = torch.ones(1, dtype=torch.float64)
         exact = check.compare(one, one)
-        ratio = (ours.to(theirs.device) / theirs).cpu()
+        ratio = ours / theirs
         return check.within(check.compare(ratio, torch.ones_like(ratio)), exact, self._truth.precision) is None
 
     def _linear(self, call: Call) -> Iterator[tuple[str, str]]:

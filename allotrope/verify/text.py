@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from allotrope.ops.check import ErrorStats
 from allotrope.verify.records import BlockRow, Layers, Logits, Preflight, Tokens
 from allotrope.verify.session import Result
-from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, WITHIN
+from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, PROVING, WITHIN
 
 _MEANS = {
     IDENTICAL: "every block within the numerics policy, every token the original's",
@@ -23,14 +23,18 @@ def sentences(result: Result) -> list[str]:
     """The verdict, and what it means."""
     findings = result.findings
     if findings.verdict is None:
-        return ["Nothing wrong was found; a verdict needs the levels layers and tokens."]
+        return [f"Nothing wrong was found; a verdict needs the levels {', '.join(PROVING)}."]
     return [f"Verdict: {findings.verdict} ({findings.dtype})", f"  {_MEANS[findings.verdict]}"]
 
 
 def preflight_lines(found: Preflight) -> list[str]:
     """One line per check."""
     marks = {True: "ok", False: "WRONG", None: "–"}
-    return [_cut(f"  {marks[check.ok]:5} {check.name}: {check.detail}") for check in found.checks]
+    lines = list[str]()
+    for check in found.checks:
+        line = f"  {marks[check.ok]:5} {check.name}: {check.detail}"
+        lines += _wrapped(line, indent=8) if check.ok is False else [_cut(line)]
+    return lines
 
 
 def block_rows(found: Layers) -> list[tuple[str, ...]]:
@@ -76,7 +80,7 @@ def layers_line(found: Layers) -> str:
     wrong = sum(row.complaint is not None for row in found.rows)
     told = f"{wrong} of {len(found.rows)} blocks are wrong" if wrong else f"all {len(found.rows)} blocks are right"
     ops = f", {len(found.ops)} ops looked at" if found.ops else ""
-    return f"layers: {told}{ops} (RMS errors, relative to the truth's RMS)"
+    return f"layers: {told}{ops} (RMS over the truth's)"
 
 
 def logits_lines(found: Logits) -> list[str]:
@@ -110,13 +114,13 @@ def located_lines(result: Result) -> list[str]:
     if located is None:
         return []
     op = f", op {located.op}" if located.op else ""
-    return [f"Located: {located.path} (block {located.block}{op})", *_wrapped(located.detail)]
+    return [f"Located: {located.path} (block {located.block}{op})", *_wrapped(f"  {located.detail}", indent=2)]
 
 
-def _wrapped(text: str, width: int = 76) -> Sequence[str]:
+def _wrapped(text: str, indent: int, width: int = 80) -> Sequence[str]:
     import textwrap
 
-    return [f"  {line}" for line in textwrap.wrap(text, width)]
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent)
 
 
 def _cut(line: str, width: int = 80) -> str:

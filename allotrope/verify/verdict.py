@@ -11,6 +11,7 @@ from allotrope.verify.records import Divergence, Layers, Located, Logits, Prefli
 IDENTICAL, WITHIN, CLOSE, DEGRADED = "identical", "within rounding", "close", "degraded"
 WORDS = (DEGRADED, CLOSE, WITHIN, IDENTICAL)  # from worst to best
 LEVELS = ("preflight", "layers", "logits", "tokens")
+PROVING = ("preflight", "layers", "tokens")  # without all of these, nothing wrong is no proof of anything right
 
 # What "close" means; these are bounds on what a reader would notice, not on rounding.
 _CLOSE_KL, _CLOSE_TOP1, _CLOSE_PERPLEXITY = 0.01, 0.95, 1.02
@@ -28,13 +29,16 @@ class Findings:
 
     @property
     def verdict(self) -> str | None:
-        """The word; None where nothing is wrong but the levels that could prove the rest were left out."""
+        """The word; None where nothing is wrong but the levels that could prove the rest were left out.
+
+        The preflight is one of these: an epsilon that is wrong by less than fp32's rounding shows in no figure.
+        """
         if self.preflight is not None and not self.preflight.ok:
             return DEGRADED
         wrong = [level for level in (self.layers, self.tokens) if level is not None and not level.ok]
         if wrong:
             return CLOSE if self.logits is not None and _is_close(self.logits) else DEGRADED
-        if self.layers is None or self.tokens is None:
+        if None in (self.preflight, self.layers, self.tokens):
             return None
         return IDENTICAL if self.dtype == "fp32" else WITHIN
 

@@ -24,6 +24,7 @@ KEYS = (
     flag("tie_word_embeddings", False),
     fixed("pretraining_tp", 1, "tensor-parallel rounding of a training run is not reproduced"),
     fixed("rope_interleaved", False, "only half-split rotation is supported"),
+    fixed("is_llama_config", True, "SmolLM states it, and nothing else may be meant"),
     *ROPE_KEYS,
 )
 

@@ -40,6 +40,8 @@ def recipe(v: Values) -> Recipe:
         raise v.bad(f"hidden_size {v['hidden_size']} is not num_attention_heads {heads} times kv_channels {head_dim}")
     if head_dim % 2 or v["intermediate_size"] % 2:
         raise v.bad(f"kv_channels {head_dim} and intermediate_size {v['intermediate_size']} must be even")
+    if head_dim < 4 and v["use_dynamic_ntk"]:
+        raise v.bad(f"use_dynamic_ntk is not defined for kv_channels {head_dim}")
     base = v["rotary_emb_base"]
     ntk = Rotary(head_dim, base, "qwen_ntk", {"original_len": trained})
     attention = Attention(

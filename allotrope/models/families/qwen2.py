@@ -42,6 +42,7 @@ FAMILY = llama.FAMILY.derive(
         Key("sliding_window", int, 4096, null=True),
         count("max_window_layers", 28, low=0),
         tree("layer_types", list),
+        fixed("use_mrope", False, "positions in several dimensions are for pictures"),
         count("num_key_value_heads", 32),
         count("max_position_embeddings", 32768),
         fixed("attention_bias", True, "the architecture has biases on q, k and v"),

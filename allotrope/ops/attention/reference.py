@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from allotrope.ops.attention.spans import Spans
-from allotrope.ops.check import ROW_COUNTS, RowCase
+from allotrope.ops.check import RowCase
 from allotrope.ops.contract import Array, Problem, Scalar
 
 POISON_PAGES = 3
@@ -119,7 +119,7 @@ def make_inputs(problem: Problem, seed: int) -> dict[str, Array]:
     return assemble(drawn, problem.axes["page_size"], random)
 
 
-def row_cases(problem: Problem, seed: int) -> list[RowCase]:
+def row_cases(problem: Problem, seed: int, counts: Sequence[int]) -> list[RowCase]:
     """Four queries of one request: each decoded alone, among other requests, and in prefill chunks of all sizes.
 
     A neighbour is healthy or holds NaN and infinity; the pages lie differently each time.
@@ -150,7 +150,7 @@ def row_cases(problem: Problem, seed: int) -> list[RowCase]:
 
     for number, position in enumerate(probes.values()):
         case([], position, position + 1, [])
-        for rows in ROW_COUNTS[1:] if number == 0 else ROW_COUNTS[1:-1]:
+        for rows in counts[1:] if number == 0 else counts[1:-1]:
             before = int(torch.randint(rows, (1,), generator=random))
             hostile = bool(len(cases) % 2)
             case(others(before, hostile), position, position + 1, others(rows - 1 - before, hostile))

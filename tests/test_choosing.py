@@ -1,0 +1,87 @@
+"""What the builder's options change in a plan, and what it knows from earlier builds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allotrope.artifact.plan import Plan
+from allotrope.build import build, timings
+from allotrope.hw.fingerprint import Fingerprint, fingerprint
+from allotrope.models.model import open_model
+from allotrope.ops import registry
+from tests.test_builder import OPT, QUICK, choice, shape
+
+FAST: dict[str, Any] = QUICK | {"tune": "fast"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOTROPE_CACHE", str(tmp_path / "cache"))
+
+
+def without_choices(plan: Plan) -> Plan:
+    """The plan with its tactics and packings, which tuning may choose, taken out."""
+    calls = tuple(replace(call, tactics=()) for call in plan.calls)
+    weights = {name: replace(weight, packing="rows") for name, weight in plan.weights.items()}
+    return replace(plan, calls=calls, weights=weights)
+
+
+def test_untuned_differs_from_tuned_in_nothing_but_choices(tmp_path: Path) -> None:
+    tuned = build(shape(tmp_path), tmp_path / "fast", **FAST | {"without": "qkv,gate_up"}).manifest
+    off = build(shape(tmp_path), tmp_path / "off", **QUICK | {"without": "qkv,gate_up"}).manifest
+    assert without_choices(off.plan) == without_choices(tuned.plan)
+    for entry in off.evidence["choices"]:
+        [bucket] = entry["buckets"]
+        refused = {found["tactic"] for found in bucket["refused"]}
+        unproven = {found["tactic"] for found in bucket["runners_up"] if found["row_class"] is None}
+        left = [t.name for t in registry.tactics(entry["op"]) if t.name not in refused | unproven]
+        assert (bucket["tactic"], bucket["seconds"], entry["by"]) == (left[0], None, "listing order")
+    assert off.evidence["tuning"]["timed"] == off.evidence["tuning"]["reused"] == 0
+
+
+def test_another_fingerprint_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref, counts = shape(tmp_path, OPT), []
+    known: dict[str, str] = {}
+
+    def described(device: Any) -> Fingerprint:
+        facts = fingerprint(device)
+        return replace(facts, soft={**facts.soft, **known})
+
+    monkeypatch.setattr(timings, "fingerprint", described)
+    for name, version in (("one", "1"), ("two", "1"), ("three", "2"), ("four", "1")):
+        known["some library"] = version
+        tuning = build(ref, tmp_path / name, **FAST).manifest.evidence["tuning"]
+        counts.append((tuning["timed"], tuning["reused"]))
+    first, again, other, back = counts
+    assert first[0] > 10 and first[1] == 0
+    assert again == back == (0, first[0])
+    assert other == first
+
+
+def test_a_random_shape_has_the_tokens_of_its_tokenizer(tmp_path: Path) -> None:
+    """Whatever the config says of the real model's: there is no other tokenizer than bytes."""
+    from allotrope import tokenizers
+
+    config = OPT | {"bos_token_id": 0, "eos_token_id": 5, "pad_token_id": 1, "vocab_size": 300}
+    ref = shape(tmp_path, config)
+    built = build(ref, tmp_path / "e", **QUICK).manifest
+    assert dict(built.generation) == open_model(ref).generation
+    tokenizer = tokenizers.load(tmp_path / "e" / "tokenizer", 300)
+    named = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_ids": list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    assert {name: built.generation[name] for name in named} == named
+
+
+def test_the_evidence_says_how_a_row_class_was_lost(tmp_path: Path) -> None:
+    found = choice(build(shape(tmp_path), tmp_path / "e", **QUICK).manifest.evidence, "linear")
+    [bucket] = found["buckets"]
+    assert re.fullmatch(r"torch_tile\d+", bucket["tactic"]) and found["row_class"] == bucket["tactic"]
+    assert {entry["tactic"] for entry in bucket["runners_up"] if entry["row_class"] is None} >= {"torch_mm"}
