@@ -56,8 +56,7 @@ class LLM:
         # The tokenizer knows ends that a chat format adds (Qwen's marks) and no generation config lists.
         ends = dict.fromkeys((*(generation.get("eos_token_ids") or ()), *self.tokenizer.eos_ids))
         self.limits = Limits(plan.vocab, max_len, tuple(ends))
-        stated = generation.get("bos_token_id")
-        self._bos = self.tokenizer.bos_id if stated is None else stated
+        self._bos = generation.get("bos_token_id", self.tokenizer.bos_id)
         self._loop: Loop | None = Loop(executor, scheduler, self.tokenizer, self.limits)
         self._executor = executor
 

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors are one line on stderr."""
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except AllotropeError as error:
-        return _fail(str(error), error.exit_code)
+    except (AllotropeError, Warning) as error:  # warnings are raised under python -W error
+        return _fail(str(error), error.exit_code if isinstance(error, AllotropeError) else 1)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", 4)
     except OSError as error:  # a disk, a pipe or a path that failed where nobody expected it
@@ -135,6 +136,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as one line, without the place in our source that gave it."""
+    return f"allotrope: warning: {' '.join(str(message).splitlines())}\n"
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     """Leave by raising, so that what is half-written is removed on the way."""
     raise SystemExit(128 + number)
@@ -146,6 +154,7 @@ def entry() -> NoReturn:
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it stays open to the end
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     signal.signal(signal.SIGTERM, _terminated)
+    warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):
         # a locale that lacks a character (a dash, somebody's text) must not stop the program
         if isinstance(stream, io.TextIOWrapper):

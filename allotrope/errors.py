@@ -70,7 +70,8 @@ class OutOfMemory(AllotropeError):
 def _one_line(text: str, longest: int) -> str:
     """The text as it may be shown: names and values in it come from files, so no line ends, no terminal's escapes, no
     halves of surrogate pairs, and no end to be waited for."""
-    cut = text if len(text) <= longest else f"{text[:longest]}…"
+    half = longest // 2  # a value stands in the middle, what is wrong with it often behind
+    cut = text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
     if cut.isprintable():
         return cut
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in cut)

@@ -82,6 +82,7 @@ BAD = {
     "empty": (b"", "truncated: 0 bytes are too few"),
     "short": (b"\x01\x00", "truncated: 2 bytes are too few"),
     "huge header": (raw({}, length=2**63), f"length is {2**63}, over the bound of 100000000"),
+    "many names": (raw(b'{"":' * 600_000), "the header has about 600,000 keys, over the bound of 500,000"),
     "long header": (raw({"a": entry()}, length=5000), "header's length is 5000, but the file has"),
     "not utf-8": (raw(b'{"\xff":1}'), "header is not UTF-8 (byte 2)"),
     "not json": (raw(b"{nonsense}"), "'\"' wanted at character 1, 'n' found"),

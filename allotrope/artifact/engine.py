@@ -129,6 +129,7 @@ def _check_files(described: Manifest, folder: Path) -> None:
         raise EngineError(
             "the weight files listed are not the plan's", where=str(folder / manifest.FILE), remedy=manifest.REBUILD
         )
+    _check_no_others(described, folder)
     for name, facts in described.files.items():
         path = folder / name
         if name not in shards and (Path(name).parent.as_posix() != TOKENIZER or Path(name).name in ("", "..")):
@@ -152,6 +153,15 @@ def _check_files(described: Manifest, folder: Path) -> None:
                 header = file.read(len(shards[name].header))
             if header != shards[name].header or digests.of_bytes(header) != facts.digest:
                 raise EngineError("its header is not the plan's", where=str(path), remedy=manifest.REBUILD)
+
+
+def _check_no_others(described: Manifest, folder: Path) -> None:
+    """Nothing lies beside what was built: a chat template put there would be read, and no digest would know of it."""
+    for part in (layout.FOLDER, TOKENIZER):
+        for path in sorted((folder / part).iterdir()) if (folder / part).is_dir() else ():
+            # what begins with a dot is made by file managers, and nobody here reads it
+            if f"{part}/{path.name}" not in described.files and not path.name.startswith("."):
+                raise EngineError("is no part of the engine", where=str(path), remedy="remove it, or build again")
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from pathlib import Path
 
 from allotrope.errors import UsageError
@@ -44,13 +45,17 @@ def detect(kind: str = "auto") -> Device:
 
 
 def available_memory() -> int:
-    """Bytes of main memory that a new allocation can expect to get, cgroup limits included."""
+    """Bytes of main memory that a new allocation can expect to get; cgroup's and the process's limits included."""
     free = _meminfo().get("MemAvailable", 0)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file():
         text = limit.read_text(encoding="ascii").strip()
         if text.isdigit():
             free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        free = min(free, most - pages * resource.getpagesize())
     return max(free, 0)
 
 

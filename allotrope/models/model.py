@@ -102,7 +102,7 @@ class Model:
             listed = _ids(self._stated.get(name))
             outside = [token for token in listed if type(token) is int and token >= self.recipe.vocab]
             if outside:
-                notes.append(f"{name} {shown(outside[0])} is outside the vocabulary of {self.recipe.vocab}: none")
+                notes.append(f"{name} {shown(outside[0])} is outside the vocabulary of {self.recipe.vocab}: unused")
         return tuple(notes)
 
     @cached_property

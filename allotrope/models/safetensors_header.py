@@ -18,6 +18,7 @@ from allotrope.errors import CheckpointError
 from allotrope.models.checkpoint import TensorInfo
 
 MAX_HEADER = 100_000_000  # the format's own bound
+MAX_KEYS = 500_000  # four for each tensor; the largest models published have a fifth of that in all their files
 MAX_RANK = 8
 _TAGS = {
     "F64": "fp64",
@@ -53,6 +54,8 @@ def shown(name: str) -> str:
 
 def parse_header(raw: bytes, data_size: int, where: str) -> dict[str, Entry]:
     """The tensors of a header, which must cover `data_size` bytes exactly, in order and without overlap."""
+    if (keys := raw.count(b":")) > MAX_KEYS:  # before a Python object is made of each
+        raise CheckpointError(f"the header has about {keys:,} keys, over the bound of {MAX_KEYS:,}", where=where)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -168,7 +168,7 @@ class Tokenizer:
 
 
 def _bytes_of(text: str) -> int:
-    """How many bytes; half of a surrogate pair is no character and has none, and the libraries' own errors for it vary."""
+    """How many bytes; half of a surrogate pair has none, and the libraries own errors for it vary."""
     if text.isascii():
         return len(text)
     try:

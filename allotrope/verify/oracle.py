@@ -178,7 +178,7 @@ class Oracle:
 
     @staticmethod
     def in_double(module: Any) -> Any:
-        """Another one of a module that follows from its config alone, computed in fp64 whatever this oracle's precision.
+        """A module that follows from its config alone, made anew in fp64 whatever this oracle's precision.
 
         In fp32 the blend of llama3's frequencies loses five bits where it sets in; that is no other model.
         """

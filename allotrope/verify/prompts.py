@@ -11,6 +11,7 @@ from pathlib import Path
 from allotrope.errors import UsageError
 from allotrope.tokenizers import Tokenizer
 
+LONGEST_FILE = 64 << 20  # bytes
 TEXTS = (
     "The lighthouse keeper counted the waves until",
     "def mean(values):\n    return",
@@ -51,11 +52,15 @@ def default_prompts(tokenizer: Tokenizer | None, vocab: int, limit: int, seed: i
 def read_prompts(path: Path, tokenizer: Tokenizer | None, vocab: int, limit: int, new: int) -> tuple[Prompt, ...]:
     """One prompt per line; a line that is a JSON list of whole numbers is taken as token ids."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+        lines = content.decode("utf-8").splitlines()
     except OSError as error:
         raise UsageError(f"prompts cannot be read: {error.strerror}", where=str(path)) from error
     except UnicodeDecodeError as error:
         raise UsageError("prompts cannot be read: not UTF-8", where=str(path)) from error
+    if len(content) > LONGEST_FILE:  # a device may never end
+        raise UsageError(f"prompts have over {LONGEST_FILE:,} bytes", where=str(path), remedy="give fewer")
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
