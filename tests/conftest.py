@@ -1,12 +1,17 @@
-"""Shared fixtures: where the third-party test data lies, and one thread per test process."""
+"""Shared fixtures: third-party test data, a private cache, one thread for torch, a forge of engines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from allotrope import settings
+
+if TYPE_CHECKING:  # tests of integers alone need not wait for torch
+    from tests.verifying import Forge
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,22 @@ def assets() -> Path:
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("ALLOTROPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: tiny matrices are too small to share out, and a busy machine makes sharing far slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
+    """One forge for all test files of a process, so that nothing is built twice."""
+    from tests.verifying import Forge
+
+    return Forge(tmp_path_factory.getbasetemp() / "forge")

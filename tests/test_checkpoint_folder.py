@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from allotrope.errors import AllotropeError, CheckpointError
-from allotrope.models.checkpoint import open_checkpoint
-from allotrope.models.safetensors_file import open_file
-from allotrope.models.sharded import FileCheckpoint
+from allotrope.models.readers.hf_folder import FileCheckpoint
+from allotrope.models.readers.open import open_checkpoint
+from allotrope.models.readers.safetensors_file import open_file
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "eos_token_id": 2}
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

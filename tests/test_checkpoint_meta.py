@@ -13,9 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from allotrope.errors import CheckpointError
-from allotrope.models import pickle_worker, pickled
-from allotrope.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from allotrope.models.meta_config import derive_config
+from allotrope.models.checkpoint import Checkpoint, TensorInfo
+from allotrope.models.readers import pickle_worker, pickled
+from allotrope.models.readers.meta_config import derive_config
+from allotrope.models.readers.open import open_checkpoint
 
 DIM, LAYERS, HEADS, KV_HEADS, VOCAB, MLP = 32, 2, 4, 2, 48, 96
 PARAMS: dict[str, Any] = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": KV_HEADS}

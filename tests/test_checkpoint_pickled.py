@@ -15,8 +15,8 @@ import torch
 
 from allotrope import settings
 from allotrope.errors import CheckpointError
-from allotrope.models import pickle_worker
-from allotrope.models.checkpoint import open_checkpoint
+from allotrope.models.readers import pickle_worker
+from allotrope.models.readers.open import open_checkpoint
 
 TIED = torch.arange(6.0).view(2, 3)
 TABLE = {"a": torch.randn(4, 6).bfloat16(), "b": torch.ones(5).half(), "t": TIED.t(), "tied": TIED}

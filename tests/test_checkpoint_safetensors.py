@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from allotrope.errors import CheckpointError
-from allotrope.models.safetensors_file import open_file
+from allotrope.models.readers.safetensors_file import open_file
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 DTYPES += [torch.int8, torch.uint8, torch.bool]

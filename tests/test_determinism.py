@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from allotrope.artifact.engine import open_engine
 from allotrope.build import build
@@ -18,6 +16,8 @@ from allotrope.runtime.request import Limits, Request, new_request
 from allotrope.runtime.sampling_params import SamplingParams
 from allotrope.runtime.scheduler import Scheduler
 from tests.verifying import CPU, checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNT, LONGEST, NEW = 32, 24, 4
 EVERYONE = list(range(COUNT))
@@ -29,14 +29,6 @@ COMPANIES = (
     (EVERYONE[::-1], 32, 37, 4),
     (EVERYONE, 5, 9, 8),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def given(vocab: int, limits: Limits) -> list[Request]:

@@ -6,7 +6,6 @@ This judges recipe, mapping and lowering end to end, apart from any tactic or ex
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,7 @@ from allotrope.models.model import Model, open_model
 from tests.tiny import FAMILIES, KINDS, oracle, tiny
 from tests.walk import Walk
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """These matrices are too small to share out, and a busy machine makes sharing far slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTHS = (1, 17, 40)  # of prompts that are computed side by side
 MORE = 3  # tokens that follow, one at a time, through the cache

@@ -21,7 +21,9 @@ from allotrope.verify.session import Question, verify
 from allotrope.verify.verdict import IDENTICAL
 from tests.tiny import KINDS
 from tests.tiny import oracle as plain_original
-from tests.verifying import CPU, VOCAB, Forge, checkpoint, shared_forge
+from tests.verifying import CPU, VOCAB, Forge, checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 64
 LIMIT = 2 * STEPS
@@ -34,19 +36,6 @@ def longer(kind: str) -> dict[str, Any]:
         reach = settings["max_position_embeddings"]
         return {"rope_parameters": {**settings["rope_parameters"], "factor": LIMIT / reach}}
     return {"n_positions" if "n_positions" in settings else "max_position_embeddings": LIMIT}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
-    return shared_forge(tmp_path_factory.getbasetemp())
 
 
 def ragged(limit: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ import pytest
 from allotrope import tokenizers
 from allotrope.build import build
 from allotrope.errors import AllotropeError, CheckpointError, TokenizerError
-from allotrope.models.checkpoint import open_checkpoint
+from allotrope.models.readers.open import open_checkpoint
 from tests.test_tokenizer_faults import small
 from tests.tiny import rewrite_tensors, tiny
 

@@ -16,15 +16,12 @@ from allotrope.ops import check, poison, registry
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.functional import FunctionTactic
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = Device("cpu", "test", "any", 1, 1 << 30)
 DTYPES = ("fp32", "fp16", "bf16")
 WEIGHTS = {"weight": "rows", "bias": "rows"}
 Run = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Scalar], Tensor | None], None]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def linear(dtype: str = "fp32", rows: int = 7, into: int = 48, out: int = 48) -> Problem:

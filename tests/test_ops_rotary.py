@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,11 @@ from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.rotary.reference import growth
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = Device("cpu", "test", "x86_64", 2, 1 << 34)
 HEADS, HEAD_DIM = 4, 32
 TACTIC = registry.tactic("rotary", "torch")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 LLAMA3 = {"factor": 8.0, "low_freq": 1.0, "high_freq": 4.0, "original_len": 256}
 SCALINGS: dict[str, tuple[dict[str, Scalar], dict[str, object]]] = {

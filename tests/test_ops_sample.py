@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,11 @@ from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.philox import UNIFORM_BITS, philox4x32, uniform_bits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = Device("cpu", "test", "x86_64", 2, 1 << 34)
 TACTIC = registry.tactic("sample", "torch_sample")
 ONES = 0xFFFFFFFF
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # the known answers that the Random123 library is published with

@@ -8,7 +8,7 @@ the plan's numbers nor the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,24 +26,13 @@ from allotrope.models.family import all_families
 from allotrope.verify.session import Question, Result, verify
 from allotrope.verify.verdict import DEGRADED, IDENTICAL, WITHIN, default_requirement, enough
 from tests.tiny import FAMILIES, KINDS
-from tests.verifying import Forge, checkpoint, shared_forge, spoil, with_call, with_params
+from tests.verifying import Forge, checkpoint, spoil, with_call, with_params
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUMERIC = ("layers", "logits", "tokens")
 ALL = ("preflight", *NUMERIC)
 DTYPES = ("fp32", "bf16", "fp16")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
-    return shared_forge(tmp_path_factory.getbasetemp())
 
 
 def asked(path: Path, levels: tuple[str, ...] = ALL) -> Result:

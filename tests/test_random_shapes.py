@@ -15,9 +15,9 @@ import pytest
 import transformers
 
 from allotrope.errors import AllotropeError
-from allotrope.models.checkpoint import open_checkpoint
 from allotrope.models.dtypes import cast, find_nonfinite
-from allotrope.models.shapes import SHAPES
+from allotrope.models.readers.open import open_checkpoint
+from allotrope.models.readers.random_shapes import SHAPES
 
 # Parameters as the publishers count them: a tied head once, Galactica without its (all zero) biases.
 PARAMETERS = {
@@ -212,6 +212,6 @@ def test_a_config_that_lies(change: dict[str, object], message: str, tmp_path: P
 
 def test_no_torch_is_imported() -> None:
     """`inspect` of a checkpoint, random or not, must not wait for torch."""
-    script = "import sys; from allotrope.models.checkpoint import open_checkpoint as o; o('random:llama-7b')"
+    script = "import sys; from allotrope.models.readers.open import open_checkpoint as o; o('random:llama-7b')"
     script += ".read('model.norm.weight'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,9 @@ from allotrope.verify.session import Question, verify
 from allotrope.verify.verdict import IDENTICAL, WITHIN
 from tests.verifying import CPU
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STORIES, LONGEST = 60, 512  # as the recorded likelihood was computed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

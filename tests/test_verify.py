@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,9 @@ from allotrope.verify.records import BlockRow, Check, Layers, Logits, OpRow, Pre
 from allotrope.verify.session import Question, verify
 from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, WITHIN, Findings, enough
 from tests.tiny import rewrite_tensors
-from tests.verifying import CPU, Forge, checkpoint, shared_forge
+from tests.verifying import CPU, Forge, checkpoint
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
-    return shared_forge(tmp_path_factory.getbasetemp())
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

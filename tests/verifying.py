@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +103,6 @@ class Forge:
             writer.tokenizer([(file.name, file.read_bytes()) for file in sorted(engine.tokenizer_dir.iterdir())])
             writer.finish(described)
         return out
-
-
-@cache
-def shared_forge(base: Path) -> Forge:
-    """One forge for all test files of a process, so that nothing is built twice."""
-    return Forge(base / "forge")
 
 
 class Spoilt:

@@ -13,7 +13,7 @@ from allotrope.build.options import BuildOptions
 from allotrope.errors import EngineError
 from allotrope.hw.detect import detect
 from allotrope.hw.fingerprint import fingerprint
-from allotrope.models.checkpoint import open_checkpoint
+from allotrope.models.readers.open import open_checkpoint
 
 
 def cached(ref: str, options: BuildOptions, progress: Progress = silent) -> Path:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from allotrope.models.checkpoint import DTYPES
-
 Array = np.ndarray[Any, Any]
 
+# tag: the numpy dtype that carries it; bf16 travels as its raw bits.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "fp64": np.dtype("<f8"),
+    "fp32": np.dtype("<f4"),
+    "fp16": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
 FLOATS = ("fp64", "fp32", "fp16", "bf16")
 _PIECE = 1 << 16  # values at a time
 # tag: (the integer of its width, its exponent's bits; all ones means infinity or NaN)

@@ -170,10 +170,6 @@ class Family:
                 if parts:
                     yield _tensor(f"{part.name}.{kind}", parts, part.transposed)
 
-    def source_shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
-        """The tensors that a checkpoint with this config holds, by canonical name: from the config alone."""
-        return {name: shape for name, shape, _ in self.tensors(self.recipe(self.values(config)))}
-
     def site(self, path: str, recipe: Recipe) -> Site | None:
         """Where the oracle shows the output of the call at `path`; `blocks.3` is the whole block.
 

@@ -10,7 +10,7 @@ from typing import Any
 from allotrope.errors import UsageError
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
-from allotrope.models.checkpoint import DTYPES
+from allotrope.models.dtypes import DTYPES
 from allotrope.models.model import Model
 from allotrope.models.recipe import Attention, Recipe, slots
 

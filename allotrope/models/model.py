@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from allotrope.errors import CheckpointError
-from allotrope.models.checkpoint import Checkpoint, open_checkpoint
+from allotrope.models.checkpoint import Checkpoint
 from allotrope.models.family import Family, Source, choose
 from allotrope.models.hfconfig import shown
 from allotrope.models.mapping import Mapped, map_weights
+from allotrope.models.readers.open import open_checkpoint
 from allotrope.models.recipe import Recipe, slots
 
 Array = np.ndarray[Any, Any]

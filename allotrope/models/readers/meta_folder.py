@@ -19,12 +19,12 @@ import numpy as np
 
 from allotrope.errors import CheckpointError
 from allotrope.models.checkpoint import TensorInfo
-from allotrope.models.meta_config import derive_config
-from allotrope.models.pickled import convert
-from allotrope.models.safetensors_file import SafetensorsFile, check_rows
-from allotrope.models.safetensors_header import shown
-from allotrope.models.sharded import contained, digest_of
-from allotrope.models.strict_json import read_object
+from allotrope.models.readers.hf_folder import contained, digest_of
+from allotrope.models.readers.meta_config import derive_config
+from allotrope.models.readers.pickled import convert
+from allotrope.models.readers.safetensors_file import SafetensorsFile, check_rows
+from allotrope.models.readers.safetensors_header import shown
+from allotrope.models.readers.strict_json import read_object
 
 SHARDS = r"consolidated\.[0-9]{2}\.pth"
 _REPLICATED = None

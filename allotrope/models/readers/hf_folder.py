@@ -18,9 +18,9 @@ import numpy as np
 
 from allotrope.errors import CheckpointError
 from allotrope.models.checkpoint import TensorInfo
-from allotrope.models.safetensors_file import SafetensorsFile, open_file
-from allotrope.models.safetensors_header import shown
-from allotrope.models.strict_json import INDEX_LIMIT, read_object
+from allotrope.models.readers.safetensors_file import SafetensorsFile, open_file
+from allotrope.models.readers.safetensors_header import shown
+from allotrope.models.readers.strict_json import INDEX_LIMIT, read_object
 from allotrope.paths import outside
 
 INDEX = "model.safetensors.index.json"

@@ -18,9 +18,8 @@ from typing import Any
 from allotrope import settings
 from allotrope.artifact import atomic
 from allotrope.errors import CheckpointError
-from allotrope.models import pickle_worker
-from allotrope.models.safetensors_file import SafetensorsFile, open_file
-from allotrope.models.sharded import (
+from allotrope.models.readers import pickle_worker
+from allotrope.models.readers.hf_folder import (
     FileCheckpoint,
     check_weight_map,
     contained,
@@ -29,6 +28,7 @@ from allotrope.models.sharded import (
     some,
     weight_files,
 )
+from allotrope.models.readers.safetensors_file import SafetensorsFile, open_file
 
 INDEX = "pytorch_model.bin.index.json"
 SUFFIXES = (".bin", ".pt", ".pth")

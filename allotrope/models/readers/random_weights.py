@@ -24,11 +24,11 @@ from allotrope import settings
 from allotrope.errors import CheckpointError, UsageError
 from allotrope.hw.detect import usable_cores
 from allotrope.models import family
-from allotrope.models.checkpoint import DTYPES, RANDOM, TensorInfo
-from allotrope.models.dtypes import cast
-from allotrope.models.safetensors_file import check_rows
-from allotrope.models.shapes import SHAPES
-from allotrope.models.strict_json import read_object
+from allotrope.models.checkpoint import RANDOM, TensorInfo
+from allotrope.models.dtypes import DTYPES, cast
+from allotrope.models.readers.random_shapes import SHAPES
+from allotrope.models.readers.safetensors_file import check_rows
+from allotrope.models.readers.strict_json import read_object
 
 BYTE_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SCHEME = 1  # change it when the same seed gives other values

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from allotrope.errors import CheckpointError
-from allotrope.models.checkpoint import DTYPES, TensorInfo
-from allotrope.models.safetensors_header import MAX_HEADER, Entry, parse_header, shown
+from allotrope.models.checkpoint import TensorInfo
+from allotrope.models.dtypes import DTYPES
+from allotrope.models.readers.safetensors_header import MAX_HEADER, Entry, parse_header, shown
 
 _PIECE = 1 << 30  # Linux reads at most 2 GiB in one call
 
