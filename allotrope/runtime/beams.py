@@ -67,7 +67,7 @@ class BeamSearch:
         self.done = False
 
     def advance(self, candidates: Sequence[Candidates]) -> list[tuple[int, int]] | None:
-        """Take in each beam's likeliest (token, log-probability), best first; who goes on, as (beam, token), best first.
+        """Take in each beam's likeliest (token, log-probability), best first. Who goes on: (beam, token), best first.
 
         The first call brings one beam, the prompt; all others bring `width`. None: the search is over.
         """
