@@ -26,6 +26,7 @@ VERBS = {
     "run": "generate text from prompts",
     "chat": "talk with an engine",
     "verify": "the verdict: is it still the same model, and if not, where",
+    "bench": "how fast an engine serves a load, beside the machine's limit",
 }
 _EPILOG = """\
 CKPT is a folder in Hugging Face layout, or random:SHAPE (random:llama-15m).

@@ -37,7 +37,7 @@ def llm(shared: LLM) -> Iterator[LLM]:
     """Every test must leave the engine as it found it: idle, with all pages free."""
     yield shared
     assert not shared._loop.busy and not shared._loop._live
-    assert shared._loop.scheduler.pool.free == shared._loop.scheduler.pages
+    assert shared.metrics()["pages_used"] == 0
 
 
 def ids_of(outputs: list[RequestOutput]) -> list[tuple[int, ...]]:
@@ -139,7 +139,7 @@ def test_a_failing_step_leaves_an_idle_engine(llm: LLM, monkeypatch: pytest.Monk
         def interrupted(step: object) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr(llm._executor, "run", interrupted)
+        patched.setattr(llm._executor, "launch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["a", "b"], GREEDY)
     assert not llm._loop.busy

@@ -293,7 +293,8 @@ def test_different_tactics_by_row_count() -> None:
     )
     used = set()
     runner = executor(MemoryEngine(split, random_weights(LLAMA)))
-    for bound in runner._calls:
+    assert runner.program is not None
+    for bound in runner.program.calls:
         if bound.call.op == "linear":
             used |= {bound.choice_for(1).tactic.name, bound.choice_for(5).tactic.name}
     assert len(used) == 2 and REFERENCE in used

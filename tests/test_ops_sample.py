@@ -16,6 +16,7 @@ from allotrope.hw.device import Device
 from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.philox import UNIFORM_BITS, philox4x32, uniform_bits
+from allotrope.ops.sample.uniforms import uniforms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,10 +59,24 @@ def test_philox_is_the_same_in_numpy_and_torch() -> None:
     assert abs((ours / 2**UNIFORM_BITS).mean() - 0.5) < 0.02
 
 
-def draw(logits: torch.Tensor, how: dict[str, Any], rows: torch.Tensor | None = None) -> tuple[list[int], torch.Tensor]:
-    """Tokens and log-probabilities; `how` gives each parameter, for one row or for all."""
+def test_philox_in_fewer_steps_is_the_same() -> None:
+    random = np.random.default_rng(9)
+    seeds = torch.from_numpy(random.integers(-(2**63), 2**63 - 1, 5000, dtype=np.int64))
+    positions = torch.from_numpy(random.integers(0, 2**40, 5000, dtype=np.int64))
+    expected = uniform_bits(seeds, positions).double() / 2**UNIFORM_BITS
+    assert torch.equal(uniforms(seeds, positions)[:, 0], expected)
+    assert uniforms(seeds[:0], positions[:0]).shape == (0, 1)
+
+
+def draw(
+    logits: torch.Tensor,
+    how: dict[str, Any],
+    rows: torch.Tensor | None = None,
+    changes: dict[str, torch.Tensor] | None = None,
+) -> tuple[list[int], torch.Tensor]:
+    """Tokens and log-probabilities; `how` gives each parameter, for one row or for all; `changes` adjustments."""
     rows = torch.arange(len(logits)) if rows is None else rows
-    ins: dict[str, torch.Tensor] = {"logits": logits, "rows": rows}
+    ins: dict[str, torch.Tensor] = {"logits": logits, "rows": rows, **(changes or {})}
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seeds": 0, "sample_positions": 0}
     for name, default in defaults.items():
         dtype = {"top_k": torch.int32, "seeds": torch.int64, "sample_positions": torch.int64}.get(name, torch.float32)
@@ -198,24 +213,47 @@ def test_rows_without_a_maximum_harm_nobody() -> None:
     assert torch.equal(logprobs[[0, 5]], alone[1])
 
 
-def test_the_cpu_shortcuts_draw_as_the_full_sort_does() -> None:
-    """On other devices every row is sorted whole; the same functions run here on the CPU."""
-    from allotrope.ops.sample import via_torch
+def test_the_cpu_shortcuts_keep_what_the_full_sort_keeps() -> None:
+    """On other devices every row is sorted whole; the same function runs here on the CPU."""
+    from allotrope.ops.sample import filters, sums
 
     random = torch.Generator().manual_seed(6)
+    vocab = 9000
     for spread in (0.01, 1.0, 4.0):  # a flat distribution needs more than the first thousand tokens
-        scaled = torch.randn(12, 9000, generator=random, dtype=torch.float64) * spread
-        scaled[::2] = (scaled[::2] * 4).round() / 4
-        scaled -= scaled.amax(-1, keepdim=True)
-        weights = via_torch._weigh(scaled.clone())
+        logits = torch.randn(12, vocab, generator=random) * spread
+        logits[::2] = (logits[::2] * 4).round() / 4
+        logits[3, ::2] = -0.0  # equal to 0, and ranked with it by index
+        logits[5, 100:] = -torch.inf
+        weights = sums.weigh((logits - logits.amax(-1, keepdim=True)).double())
         how = {
             "top_k": torch.tensor([0, 0, 0, 5, 2000, 9000, 9999, 0, 1, 0, 3000, 0]),
             "top_p": torch.tensor([1.0, 0.5, 0.999, 1.0, 0.3, 0.9, 0.1, 1.0, 1.0, 0.0, 0.9, 0.95]),
             "min_p": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.3, 0.0, 0.0, 0.0, 0.5]),
         }
-        whole = via_torch._filter(scaled, weights, how)
-        assert torch.equal(via_torch._filter_each(scaled, weights.clone(), how), whole)
+        whole, each = weights.clone(), weights.clone()
+        filters.filter_all(logits, whole, torch.full((12, sums.padded(vocab)), torch.nan, dtype=torch.float64), how)
+        filters.filter_each(logits, each, how)
+        assert torch.equal(each, whole)
         assert (whole.sum(-1) > 0).all()
+        assert ((whole > 0).sum(-1) < (weights > 0).sum(-1)).sum() >= 7
+
+
+def test_sums_are_found_block_by_block() -> None:
+    from allotrope.ops.sample.sums import BLOCK, Sums
+
+    random = torch.Generator().manual_seed(8)
+    weights = torch.randint(0, 5, (40, 4 * BLOCK), generator=random).double()
+    weights[::3, 300:1700] = 0
+    weights[7] = 0
+    ends, sums = weights.cumsum(-1), Sums(weights)
+    assert torch.equal(sums.total, ends[:, -1:])
+    for _ in range(50):
+        index = torch.randint(4 * BLOCK, (40, 1), generator=random)
+        assert torch.equal(sums.to(index), ends.gather(1, index))
+        target = (torch.rand(40, 1, generator=random, dtype=torch.float64) * sums.total).floor()
+        assert torch.equal(sums.first(target, above=False), torch.searchsorted(ends, target))
+        above = torch.searchsorted(ends, target, right=True)
+        assert torch.equal(sums.first(target, above=True)[above < 4 * BLOCK], above[above < 4 * BLOCK])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
@@ -233,6 +271,91 @@ def test_a_wrong_filter_is_refused() -> None:
     planted = dataclasses.replace(TACTIC, run=without_top_p)  # type: ignore[type-var]
     result = check.check(planted, Problem("sample", {"rows": 64, "logits": 3, "vocab": 1003}, {}, "fp32"), CPU)
     assert "bit for bit" in str(result.reason)
+
+
+ADJUSTED = frozenset(("adjust_rows", "adjust_tokens", "adjust_divide", "adjust_add"))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("adjustments", [0, 1, 300])
+def test_adjusted_logits_pass_the_numerics_policy_row_by_row(dtype: str, adjustments: int) -> None:
+    axes = {"rows": 64, "logits": 40, "vocab": 1003, "adjustments": adjustments}
+    assert check.check(TACTIC, Problem("sample", axes, {}, dtype, ADJUSTED), CPU, seed=2).reason is None
+    few = {"rows": 1, "logits": 5, "vocab": 77, "adjustments": adjustments}
+    assert check.check_rows(TACTIC, Problem("sample", few, {}, dtype, ADJUSTED), CPU) is None
+
+
+def adjusted(entries: list[tuple[int, int, float, float]]) -> dict[str, torch.Tensor]:
+    rows, tokens, divide, add = zip(*entries, strict=True)
+    longs = {"adjust_rows": torch.tensor(rows), "adjust_tokens": torch.tensor(tokens)}
+    return longs | {"adjust_divide": torch.tensor(divide), "adjust_add": torch.tensor(add)}
+
+
+def test_what_an_adjustment_does() -> None:
+    logits = torch.tensor([[1.0, 3.0, -2.0, 0.0], [1.0, 3.0, -2.0, 0.0]])
+    greedy = {"temperature": 0.0}
+    for entries, expected in (
+        ([(0, 1, 1.0, -2.5)], [0, 1]),
+        ([(0, 1, 4.0, 0.0)], [0, 1]),  # 3 / 4
+        ([(0, 1, 0.5, 0.0), (1, 1, 1.0, -torch.inf)], [1, 0]),
+        ([(1, 2, 0.25, 3.75)], [1, 2]),  # −2 · 0.25 + 3.75 = 3.25
+        ([(1, 2, 4.0, 8.0)], [1, 1]),  # −2 · 4 + 8 = 0
+        ([(0, 3, 9.0, 3.0)], [1, 1]),  # a tie goes to the lower index
+        ([(-1, 1, 1.0, -torch.inf)], [1, 1]),  # nothing
+    ):
+        tokens, logprobs = draw(logits, greedy, changes=adjusted(entries))
+        assert tokens == expected, entries
+        raw = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert torch.allclose(logprobs, raw, atol=1e-6)  # whatever was adjusted
+    tokens, logprobs = draw(logits, greedy, changes=adjusted([(0, token, 1.0, -torch.inf) for token in range(4)]))
+    assert tokens == [0, 1] and logprobs.isnan().tolist() == [True, False]  # nothing is left
+
+
+def test_what_is_promised_changes_no_bit() -> None:
+    problem = Problem("sample", {"rows": 64, "logits": 9, "vocab": 3000, "adjustments": 100}, {}, "fp32", ADJUSTED)
+    ins = check.rounded(registry.contract("sample"), problem, registry.contract("sample").make_inputs(problem, 3))
+
+    def bits(params: dict[str, Any], **changed: float) -> tuple[list[int], list[int]]:
+        given = ins | {name: torch.full_like(ins[name], value) for name, value in changed.items()}
+        tokens, logprobs = torch.zeros(64, 1, dtype=torch.int64), torch.zeros(64, 1)
+        space = torch.empty(TACTIC.workspace(problem, CPU), dtype=torch.uint8)
+        TACTIC.run({"tokens": tokens, "logprobs": logprobs}, given, params, space)
+        return tokens[:, 0].tolist(), logprobs[:, 0].view(torch.int32).tolist()
+
+    cold: dict[str, float] = {"temperature": 0.0}
+    assert bits({"greedy": True}, **cold) == bits({}, **cold)
+    free: dict[str, float] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    assert bits({"filtered": False}, **free) == bits({}, **free)
+    assert bits({"greedy": True}) != bits({}) != bits({"filtered": False})  # false promises are believed
+
+
+def test_adjustments_come_whole_or_not_at_all() -> None:
+    axes = {"rows": 1, "logits": 1, "vocab": 9, "adjustments": 1}
+    partial = Problem("sample", axes, {}, "fp32", frozenset(("adjust_rows", "adjust_add")))
+    assert "only adjust_add, adjust_rows" in str(TACTIC.why_not(partial, CPU))
+
+
+@pytest.mark.parametrize("name", ["adjust_divide", "adjust_add", "adjust_rows", "adjust_tokens"])
+def test_a_neglected_adjustment_is_refused(name: str) -> None:
+    def neglecting(out: Any, ins: Any, params: Any, workspace: Any) -> None:
+        wrong = {"adjust_divide": 1.0, "adjust_add": 0.0, "adjust_rows": -1, "adjust_tokens": 0}
+        TACTIC.run(out, {**ins, name: torch.full_like(ins[name], wrong[name])}, params, workspace)
+
+    planted = dataclasses.replace(TACTIC, run=neglecting)  # type: ignore[type-var]
+    axes = {"rows": 64, "logits": 3, "vocab": 1003, "adjustments": 200}
+    result = check.check(planted, Problem("sample", axes, {}, "fp32", ADJUSTED), CPU)
+    assert "bit for bit" in str(result.reason)
+
+
+def test_a_row_adjusted_with_anothers_entries_is_seen() -> None:
+    def shifted(out: Any, ins: Any, params: Any, workspace: Any) -> None:
+        rows = ins["adjust_rows"]
+        wrong = torch.where(rows < 0, rows, (rows + 1) % max(len(ins["rows"]), 1))
+        TACTIC.run(out, {**ins, "adjust_rows": wrong}, params, workspace)
+
+    planted = dataclasses.replace(TACTIC, run=shifted)  # type: ignore[type-var]
+    few = Problem("sample", {"rows": 1, "logits": 5, "vocab": 77, "adjustments": 4}, {}, "fp32", ADJUSTED)
+    assert "has other bits" in str(check.check_rows(planted, few, CPU))
 
 
 def test_greedy_rows_are_not_sorted() -> None:

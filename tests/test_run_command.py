@@ -80,6 +80,62 @@ def test_options_reach_the_sampling(engine: Path, capsys: pytest.CaptureFixture[
     assert result(out)["outputs"][0]["text"] == expected(engine, "one", stop=stop).text
 
 
+def test_several_answers_and_what_is_known_of_them(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = {"max_tokens": 6, "temperature": 1.0, "n": 2, "logprobs": 1, "prompt_logprobs": 0, "seed": 3}
+    options = [text for name, value in drawn.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    _, out, err = call(capsys, "run", str(engine), "one", "two", "--json", *options)
+    found = result(out)["outputs"]
+    with LLM(engine, threads=1) as llm:
+        wanted = llm.generate(["one", "two"], SamplingParams(**drawn))
+    assert [(one["prompt"], one["index"]) for one in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    answers = [(output, answer) for output in wanted for answer in output.outputs]
+    for one, (output, answer) in zip(found, answers, strict=True):
+        assert (one["text"], one["token_ids"]) == (answer.text, list(answer.token_ids))
+        assert answer.logprobs is not None and output.prompt_logprobs is not None
+        rows = [{row["token_id"]: row["logprob"] for row in rows} for rows in one["logprobs"]]
+        assert rows == [{token: found.logprob for token, found in row.items()} for row in answer.logprobs]
+        assert ("prompt_logprobs" in one) == (one["index"] == 0)
+    assert found[0]["prompt_logprobs"][0] is None and len(found[0]["prompt_logprobs"]) == 4
+    assert "── 1.2 one" in err and "── 2.1 two" in err
+
+
+def test_beams(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    beams = {"max_tokens": 6, "beams": 3, "n": 2, "length_penalty": 0.5}
+    options = [text for name, value in beams.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    _, out, err = call(capsys, "run", str(engine), "one", "--json", *options, "--early-stopping", "never")
+    with LLM(engine, threads=1) as llm:
+        params = SamplingParams(temperature=0, early_stopping="never", **beams)
+        [wanted] = llm.generate("one", params)
+    assert [one["score"] for one in result(out)["outputs"]] == [answer.score for answer in wanted.outputs]
+    assert f"── 1.1 ({wanted.outputs[0].score:.3f}) one" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "params"),
+    [
+        (["--logit-bias", "7:100", "--logit-bias", "9:-2.5"], {"logit_bias": {7: 100.0, 9: -2.5}}),
+        (["--repetition-penalty", "1.5"], {"repetition_penalty": 1.5}),
+        (
+            ["--presence-penalty", "1.5", "--frequency-penalty", "-1"],
+            {"presence_penalty": 1.5, "frequency_penalty": -1},
+        ),
+        (["--ignore-eos", "--min-tokens", "3"], {"ignore_eos": True, "min_tokens": 3}),
+        (["--bad-words", "a", "--bad-words", "bc"], {"bad_words": ["a", "bc"]}),
+    ],
+)
+def test_every_way_of_drawing_has_its_option(
+    engine: Path, capsys: pytest.CaptureFixture[str], options: list[str], params: dict[str, Any]
+) -> None:
+    _, out, _ = call(capsys, "run", str(engine), "one", "--max-tokens", "6", "--json", *options)
+    assert result(out)["outputs"][0]["token_ids"] == list(expected(engine, "one", **params).token_ids)
+
+
+def test_how_it_runs_changes_nothing(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    running = ["--prefix-cache", "off", "--skip-step", "3", "--check-step", "8", "--executor", "eager"]
+    _, out, _ = call(capsys, "run", str(engine), "one", "--max-tokens", "6", "--json", "--threads", "1", *running)
+    assert result(out)["outputs"][0]["token_ids"] == list(expected(engine, "one").token_ids)
+
+
 def test_a_prompt_from_standard_input(
     engine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +153,13 @@ def test_a_prompt_from_standard_input(
         (["--kv-memory", "lots"], "kv_memory is 'lots'; give a size such as 2GiB"),
         (["--max-tokns", "3"], "did you mean --max-tokens?"),
         (["two", "--stream"], "--stream prints one answer, 2 prompts were given"),
+        (["--n", "2", "--temperature", "1", "--stream"], "--stream prints one answer, --n is 2"),
+        (["--n", "9"], "n is 9; it must be from 1 to 8"),
+        (["--logit-bias", "x"], "'x' is not a token's id and a number, such as 42:-1.5"),
+        (["--logit-bias", "5:1", "--logit-bias", "5:2"], "--logit-bias names a token twice"),
+        (["--check-step", "0"], "check_step is 0; it must be a whole number from 1 to 32"),
+        (["--prefix-cache", "maybe"], "invalid choice: 'maybe'"),
+        (["--executor", "graph", "--device", "cpu"], "executor is 'graph'; on a CPU it must be eager"),
         (["a\udcffb"], "a prompt is not UTF-8"),
     ],
 )

@@ -1,283 +1,255 @@
-"""The scheduler as a state machine, against a simulated cache in which every position must be its request's own."""
+"""The scheduler's decisions, one by one. What must hold whatever happens is in test_scheduler_machine."""
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from allotrope.errors import RequestError, UsageError
-from allotrope.runtime.request import Limits, Request, new_request
+from allotrope.runtime.request import new_request
 from allotrope.runtime.sampling_params import SamplingParams
 from allotrope.runtime.scheduler import Scheduler
-from allotrope.runtime.step import WANT_LAST, WANT_NONE, StepInput, StepOutput
+from allotrope.runtime.step import LAST_DRAWN
+from tests.scheduler_kit import counts, free, planned, step, world
+from tests.scheduler_truth import LIMITS
 
-VOCAB, MAX_LEN, PAGE, STOP = 50, 40, 4, 7
-LIMITS = Limits(VOCAB, MAX_LEN, (STOP,))
-
-
-def next_token(tokens: list[int]) -> int:
-    """The simulated model: the next token follows from all tokens before it."""
-    return (sum((i + 3) * token for i, token in enumerate(tokens)) + len(tokens)) % VOCAB
-
-
-class Model:
-    """A cache of token ids where keys and values would be, and a next token that reads them through the pages."""
-
-    def __init__(self, pages: int) -> None:
-        self.cache = np.full((pages, PAGE), -1)
-
-    def run(self, step: StepInput) -> StepOutput:
-        drawn = np.full(step.rows, -1, np.int32)
-        for row in range(step.rows):
-            tokens = step.tokens[step.starts[row] : step.starts[row + 1]]
-            first, pages = int(step.first[row]), step.pages[row]
-            for i, token in enumerate(tokens, start=first):
-                assert pages[i // PAGE] >= 0
-                self.cache[pages[i // PAGE], i % PAGE] = token
-            end = first + len(tokens)
-            if step.sample[row]:
-                drawn[row] = next_token([int(self.cache[pages[i // PAGE], i % PAGE]) for i in range(end)])
-        return StepOutput(drawn, np.zeros(step.rows, np.float32), ((),) * step.rows, np.ones(step.rows, np.bool_))
-
-
-def alone(prompt: list[int], max_tokens: int) -> list[int]:
-    """What a request must get, from the model alone."""
-    tokens = list(prompt)
-    for _ in range(min(max_tokens, max(MAX_LEN - len(prompt), 1))):
-        tokens.append(next_token(tokens))
-        if tokens[-1] == STOP:
-            break
-    return tokens[len(prompt) :]
-
-
-def make(number: int, prompt: list[int], max_tokens: int, **params: object) -> Request:
-    return new_request(number, prompt, SamplingParams(max_tokens=max_tokens, **params), LIMITS)
-
-
-class Machine(RuleBasedStateMachine):
-    """Submissions, cancellations and ends from outside at any moment, also while a step is in flight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[Request] = []
-        self.ended_with: dict[int, int] = {}  # tokens that an ended request had
-        self.admitted: list[int] = []
-        self.scheduler: Scheduler | None = None
-
-    @precondition(lambda self: self.scheduler is None)
-    @rule(pages=st.integers(1, 30), seqs=st.integers(1, 5), budget=st.integers(1, 20))
-    def start(self, pages: int, seqs: int, budget: int) -> None:
-        self.scheduler = Scheduler(pages, PAGE, seqs, budget, MAX_LEN)
-        self.model = Model(pages)
-
-    @precondition(lambda self: self.scheduler is not None)
-    @rule(prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=MAX_LEN), max_tokens=st.integers(1, 50))
-    def submit(self, prompt: list[int], max_tokens: int) -> None:
-        request = make(len(self.requests), prompt, max_tokens)
-        needed = -(-request.positions // PAGE)
-        if needed > self.scheduler.pages:
-            with pytest.raises(RequestError, match=f"need {needed} KV pages.*{self.scheduler.pages} are available"):
-                self.scheduler.submit(request)
-        else:
-            self.scheduler.submit(request)
-            self.requests.append(request)
-
-    @precondition(lambda self: self.requests)
-    @rule(which=st.integers(0, 1000), reason=st.sampled_from(["abort", "stop"]))
-    def end_from_outside(self, which: int, reason: str) -> None:
-        request = self.requests[which % len(self.requests)]
-        before = request.finish_reason
-        self.scheduler.finish(request, reason)
-        assert request.finish_reason == (
-            reason if before in (None, "length") and reason == "stop" else before or reason
-        )
-
-    @precondition(lambda self: self.scheduler is not None)
-    @rule(which=st.none() | st.integers(0, 1000), fail=st.booleans())
-    def step(self, which: int | None, fail: bool) -> None:
-        step = self.scheduler.plan_step()
-        if step is None:
-            assert not self.scheduler.busy
-            return
-        self.check_step(step)
-        if fail and which is None:
-            self.scheduler.abandon()
-            return
-        output = self.model.run(step)
-        running = list(self.scheduler.running)
-        if which is not None:
-            self.scheduler.cancel(running[which % len(running)])
-        changed = self.scheduler.commit(output)
-        assert all(request.finish_reason != "abort" for request in changed)
-
-    def check_step(self, step: StepInput) -> None:
-        running = {request.slot: request for request in self.scheduler.running}
-        counts = np.diff(step.starts)
-        assert counts.min() >= 1 and counts.sum() == len(step.tokens) <= self.scheduler.max_batched_tokens
-        assert len(set(step.slots.tolist())) == step.rows <= self.scheduler.max_num_seqs
-        assert [running[slot] for slot in step.slots.tolist()] == self.scheduler.running[: step.rows]
-        for row, slot in enumerate(step.slots.tolist()):
-            request, end = running[slot], int(step.first[row] + counts[row])
-            assert step.first[row] == request.computed
-            assert (
-                step.tokens[step.starts[row] : step.starts[row + 1]].tolist() == request.tokens[request.computed : end]
-            )
-            assert step.sample[row] == (end == len(request.tokens))
-            assert step.want[row] == (WANT_LAST if step.sample[row] else WANT_NONE)
-            used = -(-end // PAGE)
-            assert step.pages[row, :used].tolist() == request.pages[:used]
-            assert step.prompt_lens[row] == request.prompt_len
-        # Whoever is left out is left out because the budget is spent.
-        if step.rows < len(self.scheduler.running):
-            assert len(step.tokens) == self.scheduler.max_batched_tokens
-
-    @invariant()
-    def pages_and_slots(self) -> None:
-        if self.scheduler is None:
-            return
-        held = [page for request in self.requests for page in request.pages]
-        assert len(held) == len(set(held))
-        assert self.scheduler.pool.free + len(held) == self.scheduler.pages
-        slots = [request.slot for request in self.scheduler.running]
-        assert len(slots) == len(set(slots)) and all(0 <= slot < self.scheduler.max_num_seqs for slot in slots)
-
-    @invariant()
-    def ended_means_ended(self) -> None:
-        for request in self.requests:
-            if request.finish_reason is not None:
-                assert not request.pages and request.slot == -1
-                assert self.ended_with.setdefault(request.id, len(request.tokens)) == len(request.tokens)
-
-    @invariant()
-    def first_come_first_served(self) -> None:
-        if self.scheduler is None:
-            return
-        order = [request.id for request in [*self.scheduler.running, *self.scheduler.waiting]]
-        assert order == sorted(order)
-        assert {r.id for r in self.requests if r.finish_reason is None} == set(order)
-
-    @invariant()
-    def outputs_are_as_alone(self) -> None:
-        for request in self.requests:
-            expected = alone(request.tokens[: request.prompt_len], request.params.max_tokens)
-            assert request.output == expected[: len(request.output)]
-            if request.finish_reason == "length" or request.stop_reason == STOP:
-                assert request.output == expected
-                assert (request.stop_reason == STOP) == (expected[-1] == STOP)
-
-    def teardown(self) -> None:
-        if self.scheduler is None:
-            return
-        owed = sum(len(r.tokens) + r.max_tokens for r in self.requests if r.finish_reason is None)
-        for _ in range(owed):  # at least one token is computed per step
-            step = self.scheduler.plan_step()
-            if step is None:
-                break
-            self.scheduler.commit(self.model.run(step))
-        assert not self.scheduler.busy and self.scheduler.pool.free == self.scheduler.pages
-        assert all(request.finish_reason for request in self.requests)
-        self.outputs_are_as_alone()
-
-
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-
-
-def drain(scheduler: Scheduler) -> int:
-    model, steps = Model(scheduler.pages), 0
-    while (step := scheduler.plan_step()) is not None:
-        scheduler.commit(model.run(step))
-        steps += 1
-    return steps
+# What a step is made of.
 
 
 def test_prefill_is_packed_with_decodes_and_not_padded() -> None:
-    scheduler = Scheduler(100, PAGE, 4, 16, MAX_LEN)
-    first, second = make(1, [1, 2, 3], 8, ignore_eos=True), make(2, list(range(8, 38)), 2, ignore_eos=True)
-    model = Model(100)
-    scheduler.submit(first)
-    step = scheduler.plan_step()
-    assert step is not None and step.tokens.tolist() == [1, 2, 3]
-    scheduler.commit(model.run(step))
-    scheduler.submit(second)
-    counts = []
-    while (step := scheduler.plan_step()) is not None:
-        counts.append(np.diff(step.starts).tolist())
-        scheduler.commit(model.run(step))
-    assert counts == [[1, 15], [1, 15], [1, 1], [1], [1], [1], [1]]
+    one = world(max_batched_tokens=16)
+    free(one, [1, 2, 3], 8)
+    assert step(one).tokens.tolist() == [1, 2, 3]
+    free(one, [*range(28), 1, 2], 2)
+    assert [counts(step(one)) for _ in range(7)] == [[1, 15], [1, 15], [1, 1], [1], [1], [1], [1]]
+    assert one.plan() is None
+
+
+def test_decodes_come_before_chunks_of_older_prompts() -> None:
+    """A long prompt takes what is left of each step; nobody who decodes waits for it."""
+    one = world(max_batched_tokens=4)
+    old = free(one, [5] * 30, 2)
+    step(one)
+    for _ in range(2):
+        free(one, [1], 9)
+    while old.computed < 28:
+        done = step(one)
+        assert counts(done) == sorted(counts(done))
+    assert len(old.output) == 0
+    one.drain()
 
 
 def test_each_row_carries_its_own_requests_parameters() -> None:
     """Also in a slot that another request has used before."""
-    scheduler = Scheduler(100, PAGE, 3, 64, MAX_LEN)
+    one = world(max_num_seqs=3)
     names = ("temperature", "top_k", "top_p", "min_p", "seed", "logprobs")
     values = [(0.5 + i, 3 + i, 0.1 + i / 20, i / 20, 1000 + i, i) for i in range(9)]
+    owners = {}
     for i, row in enumerate(values):
-        scheduler.submit(make(i, [1] * (i + 1), 1 + i % 3, ignore_eos=True, **dict(zip(names, row, strict=True))))
-    model, seen = Model(100), set()
-    while (step := scheduler.plan_step()) is not None:
-        columns = (step.temperature, step.top_k, step.top_p, step.min_p, step.seeds, step.candidates)
-        for row, request in enumerate(scheduler.running[: step.rows]):
-            assert [column[row] for column in columns] == pytest.approx(list(values[request.id]))
-            assert step.prompt_lens[row] == request.id + 1
-            seen.add(request.id)
-        scheduler.commit(model.run(step))
-    assert seen == set(range(9))
+        owners[free(one, [1] * (i + 1), 1 + i % 3, **dict(zip(names, row, strict=True)))] = row
+    seen = set()
+    while (done := one.plan()) is not None:
+        by_slot = {request.slot: request for request in one.scheduler.running}
+        columns = (done.temperature, done.top_k, done.top_p, done.min_p, done.seeds, done.candidates)
+        for row, slot in enumerate(done.slots.tolist()):
+            assert [column[row] for column in columns] == pytest.approx(list(owners[by_slot[slot]]))
+            assert done.prompt_lens[row] == by_slot[slot].prompt_len
+            seen.add(by_slot[slot])
+        one.commit()
+    assert seen == set(owners)
+
+
+def test_a_decode_feeds_on_the_token_that_only_the_device_knows() -> None:
+    one = world()
+    request = free(one, [1, 2], 3)
+    planned(one)
+    assert [planned(one).tokens.tolist() for _ in range(2)] == [[LAST_DRAWN], [LAST_DRAWN]]
+    assert one.plan() is None  # its length is reached, whatever the tokens are
+    assert one.scheduler.wants_commit and one.scheduler.in_flight == 3 and request.output == []
+    one.drain()
+    assert len(request.output) == 3
+
+
+def test_who_needs_its_tokens_waits_for_them_and_others_need_not() -> None:
+    one = world()
+    needs, other = free(one, [1, 2], 3, repetition_penalty=2.0), free(one, [1, 2], 3)
+    planned(one)
+    assert one.scheduler.wants_commit
+    assert planned(one).slots.tolist() == [other.slot]
+    one.commit()
+    assert not one.scheduler.wants_commit
+    assert planned(one).tokens.tolist() == [needs.tokens[-1], LAST_DRAWN]
+    one.drain()
+
+
+def test_a_request_of_fixed_changes_need_not_wait() -> None:
+    one = world()
+    free(one, [1, 2], 3, logit_bias={4: 3.0})
+    planned(one)
+    done = planned(one)
+    assert not one.scheduler.wants_commit
+    assert done.adjust is not None
+    assert (done.adjust.rows.tolist(), done.adjust.tokens.tolist(), done.adjust.add.tolist()) == ([0], [4], [3.0])
+    one.drain()
+
+
+def test_prompts_are_scored_once_each_also_in_chunks_and_after_preemption() -> None:
+    one = world(max_batched_tokens=4, pages=8, max_num_seqs=2)
+    first, second = free(one, [3] * 6, 20), free(one, [4, 5, 6, 7, 8, 9, 1], 20, prompt_logprobs=1)
+    targets = []
+    while one.scheduler.busy:
+        done = step(one)
+        if len(done.targets):
+            assert len(done.targets) == len(done.tokens)
+            targets += [token for token in done.targets.tolist() if token >= 0]
+    assert second.preemptions and not first.preemptions
+    assert targets == [5, 6, 7, 8, 9, 1] and len(second.prompt_scores) == 6
+
+
+# Who gets in, and who gives way.
 
 
 def test_the_head_of_the_queue_is_not_overtaken() -> None:
-    scheduler = Scheduler(10, PAGE, 4, 64, MAX_LEN)
-    big, bigger, small = make(1, [1] * 20, 5), make(2, [1] * 30, 10), make(3, [1], 1)
-    for request in (big, bigger, small):
-        scheduler.submit(request)
-    scheduler.plan_step()
-    assert scheduler.running == [big]  # `small` would fit beside it, but came later than `bigger`
-    assert list(scheduler.waiting) == [bigger, small]
+    one = world(pages=10)
+    big, bigger, small = free(one, [1] * 20, 5), free(one, [1] * 30, 10), free(one, [1], 1)
+    step(one)
+    assert one.scheduler.running == [big]  # `small` would fit beside it, but came later than `bigger`
+    assert one.scheduler.waiting == [bigger, small]
+    one.drain()
+
+
+def test_admission_leaves_a_page_for_each_that_runs() -> None:
+    one = world(pages=4)
+    free(one, [1] * 8, 8)
+    second = free(one, [1] * 8, 2)
+    step(one)
+    assert one.scheduler.waiting == [second]  # two pages are free, but the first will need one soon
+    one.drain()
+    assert one.scheduler.metrics().preemptions == 0
+
+
+@pytest.mark.parametrize(("policy", "order"), [("fcfs", [0, 1, 2, 3]), ("priority", [1, 3, 0, 2])])
+def test_the_order_is_that_of_the_policy(policy: str, order: list[int]) -> None:
+    one = world(max_num_seqs=1, policy=policy)
+    requests = []
+    for priority in (5, -1, 5, 0):
+        (request,) = one.submit([1, 2], max_tokens=1, ignore_eos=True, priority=priority)
+        requests.append(request)
+    ended = [requests.index(one.commit()[0]) for _ in range(4) if one.plan()]
+    assert ended == order
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_the_youngest_of_the_lowest_priority_gives_way(policy: str) -> None:
+    """Three that grow into nine pages of which each comes to need four."""
+    one = world(pages=9, policy=policy)
+    requests = []
+    for priority in (2, 0, 2):
+        (request,) = one.submit([1] * 4, max_tokens=13, ignore_eos=True, priority=priority)
+        requests.append(request)
+    one.drain()
+    assert [request.preemptions > 0 for request in requests] == [False, False, True]
+    one = world(pages=9, policy=policy)
+    requests = [one.submit([1] * 4, max_tokens=13, ignore_eos=True, priority=p)[0] for p in (2, 0, 1)]
+    one.drain()
+    loser = 2 if policy == "fcfs" else 0
+    assert [request.preemptions > 0 for request in requests] == [i == loser for i in range(3)]
+
+
+def test_nobody_gives_way_while_steps_are_in_flight() -> None:
+    one = world(pages=4, max_num_seqs=2)
+    free(one, [1] * 3, 10)
+    second = free(one, [1] * 3, 6)
+    step(one)
+    for _ in range(5):
+        planned(one)  # five tokens more each: all four pages are full
+    assert one.plan() is None  # the first needs a fifth, which the second would have to give
+    assert one.scheduler.wants_commit and not second.preemptions
+    while one.flight:
+        one.commit()
+    assert second.finish_reason == "length" and not second.preemptions  # reading was enough
+    one.drain()
+
+
+def test_a_preempted_request_keeps_its_place_and_its_output() -> None:
+    one = world(pages=6, max_num_seqs=2)
+    first, second = free(one, [1] * 4, 16), free(one, [2] * 4, 16)
+    third = free(one, [3], 1)
+    while not second.preemptions:
+        step(one)
+    assert one.scheduler.running == [first] and one.scheduler.waiting == [second, third]
+    kept = list(second.output)
+    assert kept and second.computed == 0 and second.slot == -1 and not second.pages
+    one.drain()
+    assert second.output[: len(kept)] == kept
+
+
+def test_who_could_never_fit_is_refused_at_once() -> None:
+    one = world(pages=5)
+    with pytest.raises(RequestError, match=r"need 6 KV pages of 4 tokens; 5 are available; lower max_tokens"):
+        one.scheduler.submit(new_request(1, [1] * 20, SamplingParams(max_tokens=2), LIMITS))
+    wide = new_request(2, [1], SamplingParams(max_tokens=2, beams=5, temperature=0), LIMITS)
+    with pytest.raises(RequestError, match=r"beams is 5; max_num_seqs allows 4"):
+        one.scheduler.check(wide)
+    with pytest.raises(RequestError, match=r"beams is 5; max_batched_tokens allows 3"):
+        world(max_num_seqs=8, max_batched_tokens=3).scheduler.check(wide)
+    assert not one.scheduler.busy
+
+
+# The end.
 
 
 def test_a_cancelled_request_frees_its_place_for_the_next_step() -> None:
-    scheduler = Scheduler(10, PAGE, 1, 64, MAX_LEN)
-    one, two = make(1, [1, 2], 30), make(2, [3, 4], 1)
-    scheduler.submit(one)
-    scheduler.submit(two)
-    step = scheduler.plan_step()
-    assert step is not None
-    scheduler.cancel(one)
-    assert scheduler.commit(Model(10).run(step)) == []
-    assert one.output == [] and one.finish_reason == "abort"
-    step = scheduler.plan_step()
-    assert step is not None and step.tokens.tolist() == [3, 4]
+    one = world(pages=10, max_num_seqs=1)
+    first, second = free(one, [1, 2], 30), free(one, [3, 4], 1)
+    planned(one)
+    one.end(first, "abort")
+    assert planned(one).tokens.tolist() == [3, 4]
+    assert one.commit() == []
+    assert first.output == [] and first.finish_reason == "abort"
+    assert one.commit() == [second]
+    one.check()
+
+
+def test_a_stop_string_found_late_discards_what_came_after() -> None:
+    one = world()
+    request = free(one, [1, 2], 2)
+    planned(one)
+    planned(one)
+    one.commit()
+    one.end(request, "stop")
+    assert one.commit() == [] and len(request.output) == 1
+    last = free(one, [1, 2], 1)
+    step(one)
+    assert last.finish_reason == "length"
+    one.end(last, "stop")  # its last token completed one
+    assert last.finish_reason == "stop" and one.scheduler.metrics().finished == {"length": 0, "stop": 2}
 
 
 def test_logits_that_are_not_finite_end_one_request_only() -> None:
-    scheduler = Scheduler(20, PAGE, 2, 64, MAX_LEN)
-    bad, good = make(41, [1, 2], 4), make(42, [3, 4], 4, ignore_eos=True)
-    scheduler.submit(bad)
-    scheduler.submit(good)
-    step = scheduler.plan_step()
-    assert step is not None
-    output = Model(20).run(step)
-    output.finite[0] = False
-    scheduler.commit(output)
+    one = world()
+    bad, good = free(one, [1, 2], 4), free(one, [3, 4], 4)
+    planned(one)
+    planned(one)
+    assert one.commit(fault=0) == [bad, good]
     assert bad.finish_reason == "error" and bad.output == []
-    assert bad.error is not None and "request 41" in bad.error and "NaN" in bad.error
-    drain(scheduler)
+    assert bad.error == f"request {bad.id}: the logits hold NaN or infinity"
+    one.drain()
     assert good.finish_reason == "length" and len(good.output) == 4
 
 
-def test_two_plans_without_a_commit_are_a_mistake() -> None:
-    scheduler = Scheduler(20, PAGE, 2, 64, MAX_LEN)
-    scheduler.submit(make(1, [1], 2))
-    scheduler.plan_step()
-    with pytest.raises(RuntimeError, match="has not been committed"):
-        scheduler.plan_step()
+def test_after_a_failure_everybody_stands_where_they_stood() -> None:
+    one = world()
+    request = free(one, [1, 2], 5)
+    step(one)
+    planned(one)
+    planned(one)
+    one.abandon(1)
+    assert one.scheduler.in_flight == 0 and not one.scheduler.wants_commit
+    assert planned(one).tokens.tolist() == [request.tokens[-1]]
+    one.drain()
+
+
+# The whole.
 
 
 @pytest.mark.parametrize("name", ["pages", "page_size", "max_num_seqs", "max_batched_tokens", "max_len"])
@@ -287,17 +259,22 @@ def test_sizes_below_one_are_refused(name: str) -> None:
         Scheduler(**sizes)
 
 
-def test_a_step_of_64_rows_is_scheduled_quickly() -> None:
-    scheduler = Scheduler(64 * 10, PAGE, 64, 2048, MAX_LEN)
-    for i in range(64):
-        scheduler.submit(make(i, [1, 2, 3], 36, ignore_eos=True))
-    output = StepOutput(np.full(64, 1, np.int32), np.zeros(64, np.float32), ((),) * 64, np.ones(64, np.bool_))
-    scheduler.plan_step()
-    scheduler.commit(output)
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
-        scheduler.plan_step()
-        scheduler.commit(output)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 150e-6  # the least of many: the machine may be busy
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(UsageError, match="policy is 'lifo'; it must be one of fcfs, priority"):
+        Scheduler(1, 1, 1, 1, 1, policy="lifo")
+
+
+def test_metrics_are_plain_numbers() -> None:
+    one = world(pages=10, max_num_seqs=1, prefix_cache=True)
+    free(one, [1] * 8, 3)
+    free(one, [2] * 8, 3)
+    step(one)
+    planned(one)
+    now = one.scheduler.metrics()
+    assert (now.waiting, now.running, now.in_flight, now.steps) == (1, 1, 1, 1)
+    assert (now.pages_free, now.pages_used, now.pages_cached) == (7, 3, 0)
+    assert (now.prompt_tokens, now.output_tokens, now.computed_tokens) == (8, 1, 8)
+    one.drain()
+    now = one.scheduler.metrics()
+    assert (now.pages_free, now.pages_used, now.pages_cached) == (6, 0, 4)
+    assert (now.prompt_tokens, now.output_tokens, now.finished) == (16, 6, {"length": 2})

@@ -84,6 +84,7 @@ class Walk:
             "row_first": torch.from_numpy(first),
             "page_table": torch.from_numpy(self.table),
             "spans": Spans(starts, first, self.table),
+            "memo": {},
         }
         return step
 

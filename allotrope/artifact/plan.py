@@ -95,6 +95,10 @@ class Plan:
         if group:
             yield name, group
 
+    def stands_alone(self, slot: str) -> bool:
+        """Whether a buffer is neither part of another nor has parts."""
+        return self.buffers[name(slot)].of is None and all(b.of != name(slot) for b in self.buffers.values())
+
     def with_tactics(self, tactics: tuple[tuple[int | None, str], ...]) -> Plan:
         """The same plan with every call computed by `tactics`."""
         return replace(self, calls=tuple(replace(call, tactics=tactics) for call in self.calls))

@@ -42,6 +42,7 @@ class Load:
             "unit": 1,
             "requests": self.requests,
             "requests_1": self.requests + 1,
+            "adjustments": self.rows,  # one logit changed per row that is drawn, say
             "context": self.context,
             "max_pages": self.max_pages,
             "page_size": self.page_size,

@@ -36,6 +36,7 @@ from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
 from allotrope.ops import registry
 from allotrope.runtime.eager import settle_torch
+from allotrope.runtime.program import capturable_rows
 
 
 class Advances(Protocol):
@@ -79,6 +80,7 @@ def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress =
     model.check_tied()
     kept = _tokenizer(model)
     device = detect(options.device)
+    options = options.settled(device.kind)
     with writing(Path(out)) as writer, _threads(options) as threads:
         settle_torch(None)
         dtype = _dtype(model, options, device)
@@ -147,11 +149,11 @@ def _select(
 ) -> tuple[Selection, dict[str, Any]]:
     if options.plan == "reference":
         return select.reference(plan), {"timed": 0, "reused": 0}
-    todo = sum(len(task.problems) for task in tasks(plan, options.tune))
+    todo = sum(len(task.problems) for task in tasks(plan, options.tune, options.executor == "graph"))
     label = "checking tactics" if options.tune == "off" else "checking and timing tactics"
     with progress(todo, label) as shown:
         tuner = Tuner(device, options, Timings.load(device, threads), shown.advance)
-        selection = select.select(plan, options, tuner.trials, tuner.prove, peaks.load(device))
+        selection = select.select(plan, options, tuner.trials, tuner.prove, peaks.load(device), device.kind)
         kept = tuner.timings.save()
     return selection, {"timed": tuner.timed, "reused": tuner.reused, "kept": kept}
 
@@ -183,10 +185,21 @@ def _describe(
         evidence={
             "choices": selection.choices,
             "fusions": selection.fusions,
+            "executor": _executor(selection.plan, options),
             "batch_variance": {"allowed": options.allow_batch_variance, "calls_without_row_class": selection.varying},
         },
         files={},
     )
+
+
+def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
+    """What the engine is built to run on, and up to how many decoding rows a graph holds all that it calls."""
+    rows = capturable_rows(plan, options.max_batch)
+    return {
+        "wanted": options.executor,
+        "graph_rows": rows,
+        "kind": "graph" if rows and options.executor == "graph" else "eager",
+    }
 
 
 def _write(writer: EngineWriter, model: Model, plan: Plan, progress: Progress) -> None:

@@ -30,6 +30,7 @@ class Trial:
     floor_error: float = 0.0  # of the plain version, for comparison
     measured: Measured | None = None
     note: str | None = None  # why it has not the row class that it claims
+    capturable: bool = True  # a graph can hold it
 
 
 @dataclass(frozen=True)

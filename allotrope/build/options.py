@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from allotrope.build.fuse import FUSIONS
@@ -12,6 +12,7 @@ from allotrope.errors import UsageError
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")
+EXECUTORS = ("auto", "eager", "graph")
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,11 @@ class BuildOptions:
     threads: int | None = None
     allow_pickle: bool = False
     allow_nan: bool = False
+    executor: str = "auto"  # what the engine is to run on: graph on a GPU, eager on a CPU
     seed: int = 0  # of random weights and of the inputs that tactics are tried on
 
     def __post_init__(self) -> None:
-        for name, choices in (("dtype", DTYPES), ("tune", TUNE), ("plan", PLANS)):
+        for name, choices in (("dtype", DTYPES), ("tune", TUNE), ("plan", PLANS), ("executor", EXECUTORS)):
             if getattr(self, name) not in choices:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}", where="build", remedy=f"choose {', '.join(choices)}"
@@ -55,6 +57,10 @@ class BuildOptions:
             parts = given["without"]
             given["without"] = tuple(parts.split(",") if isinstance(parts, str) else parts)
         return BuildOptions(**given)
+
+    def settled(self, kind: str) -> BuildOptions:
+        """With what follows from the kind of device."""
+        return replace(self, executor="graph" if kind == "cuda" else "eager") if self.executor == "auto" else self
 
     def to_json(self) -> Mapping[str, Any]:
         """As kept in the engine."""

@@ -12,7 +12,7 @@ import numpy as np
 from allotrope.artifact import plan as plans
 from allotrope.artifact.layout import stored_dtype
 from allotrope.artifact.plan import Plan
-from allotrope.build.fuse import FUSIONS
+from allotrope.build.fuse import SIDE_BY_SIDE
 from allotrope.errors import BuildError
 from allotrope.models.dtypes import cast, find_nonfinite
 from allotrope.models.model import Model
@@ -103,7 +103,7 @@ def drop_zero_biases(model: Model, plan: Plan) -> tuple[Plan, list[str]]:
             slot = plans.name(call.ins["bias"])
             kinds.setdefault(re.sub(r"^blocks\.\d+\.", "blocks.*.", slot), []).append(slot)
     zero = [kind for kind, slots in kinds.items() if all(_all_zero(model, slot) for slot in slots)]
-    for fusion in FUSIONS:  # q, k and v without biases, or all with: else they could not be fused
+    for fusion in SIDE_BY_SIDE:  # q, k and v without biases, or all with: else they could not be fused
         family = [kind for kind in kinds if kind.split(".")[-2] in fusion.members]
         if not set(family) <= set(zero):
             zero = [kind for kind in zero if kind not in family]

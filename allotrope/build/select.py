@@ -12,7 +12,7 @@ from allotrope.artifact.plan import Plan
 from allotrope.build import choose, fuse
 from allotrope.build.choose import Line, Trial
 from allotrope.build.options import BuildOptions
-from allotrope.build.tasks import Task, tasks
+from allotrope.build.tasks import DECODE_ROWS, Task, tasks
 from allotrope.errors import BuildError
 from allotrope.hw.peaks import Ceilings
 from allotrope.ops import registry
@@ -39,13 +39,15 @@ def reference(plan: Plan) -> Selection:
     return Selection(plan.with_tactics(((None, REFERENCE),)), [], fusions, [call.path for call in plan.calls])
 
 
-def select(plan: Plan, options: BuildOptions, attempt: Try, prove: Prove, ceilings: Ceilings | None) -> Selection:
-    """Try what there is to try, and choose. A row class is proven once it is about to be chosen."""
+def select(
+    plan: Plan, options: BuildOptions, attempt: Try, prove: Prove, ceilings: Ceilings | None, kind: str
+) -> Selection:
+    """For a kind of device, try what there is and choose. A row class is proven once it is about to be chosen."""
     known: dict[tuple[str, ...], Trials] = {}
 
     def lines_of(candidate: Plan) -> dict[str, tuple[Task, Trials, Line]]:
         """For each call: its task, its trials, its best line."""
-        wanted = tasks(candidate, options.tune)
+        wanted = tasks(candidate, options.tune, options.executor == "graph")
         for task in wanted:
             if task.key not in known:
                 known[task.key] = attempt(task)
@@ -73,10 +75,14 @@ def select(plan: Plan, options: BuildOptions, attempt: Try, prove: Prove, ceilin
     reasons: dict[str, str] = {}
     chosen = lines_of(plan)
     for fusion in fuse.FUSIONS:
-        reason = f"not in: {why}" if (why := _why_not(plan, fusion, options)) else None
+        reason = f"not in: {why}" if (why := _why_not(plan, fusion, options, kind)) else None
         if reason is None:
             fused = fuse.apply(plan, fusion)
-            fused_lines = lines_of(fused)
+            try:
+                fused_lines = lines_of(fused)
+            except BuildError as error:  # apart, each call has a tactic; together they have none that will do
+                reasons[fusion.name] = f"not in: {error.problem}"
+                continue
             reason = _compare(plan, fusion, chosen, fused_lines)
             if reason.startswith("in"):
                 plan, chosen = fused, fused_lines
@@ -91,7 +97,9 @@ def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
     )
 
 
-def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions) -> str | None:
+def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions, kind: str) -> str | None:
+    if kind not in fusion.devices:
+        return f"it saves launches of kernels, of which there are none on a {kind}"
     return "taken out with --without" if fusion.name in options.without else fuse.why_not(plan, fusion)
 
 
@@ -129,6 +137,10 @@ def _best_lines(found: list[tuple[Task, Trials]], options: BuildOptions) -> dict
 
 
 def _lines(task: Task, trials: Trials, options: BuildOptions) -> list[Line]:
+    if options.executor == "graph":
+        lines = choose.lines(_capturable(task, trials), any_class=options.allow_batch_variance)
+        if lines:
+            return lines
     lines = choose.lines(trials, any_class=options.allow_batch_variance)
     if lines:
         return lines
@@ -139,6 +151,14 @@ def _lines(task: Task, trials: Trials, options: BuildOptions) -> list[Line]:
         raise BuildError(problem, where=f"op {task.op}", remedy="--allow-batch-variance builds it all the same")
     refusals = "; ".join(f"{trial.tactic}: {trial.refusal}" for trial in trials[0]) or "there are none for it"
     raise BuildError(f"no tactic is usable ({refusals})", where=f"op {task.op}", remedy="use --plan reference")
+
+
+def _capturable(task: Task, trials: Trials) -> Trials:
+    """For rows that decode, only what a graph can hold."""
+    return tuple(
+        tuple(trial for trial in bucket if trial.capturable or rows > DECODE_ROWS)
+        for (_, rows), bucket in zip(task.buckets, trials, strict=True)
+    )
 
 
 def _offers(task: Task, lines: list[Line]) -> dict[str, set[str]]:

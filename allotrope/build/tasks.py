@@ -18,7 +18,10 @@ _FULL: Mapping[str, tuple[Bucket, ...]] = {
 }
 _FAST: tuple[Bucket, ...] = ((1, 1), (None, 64))
 _OFF: tuple[Bucket, ...] = ((None, 3),)
-_DECODE_ROWS, _CONTEXT = 64, 256  # up to so many rows, each is a request that decodes with so long a context
+# For the graph executor, rows that decode always have a tactic of their own: a graph must be able to hold it.
+_FAST_GRAPH: tuple[Bucket, ...] = ((1, 1), (64, 64), (None, 512))
+_OFF_GRAPH: tuple[Bucket, ...] = ((64, 3), (None, 80))
+DECODE_ROWS, _CONTEXT = 64, 256  # up to so many rows, each is a request that decodes with so long a context
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class Task:
         return tuple(problem.key() for problem in self.problems)
 
 
-def tasks(plan: Plan, effort: str) -> list[Task]:
+def tasks(plan: Plan, effort: str, graph: bool = False) -> list[Task]:
     """The plan's tasks, in the order of their first calls."""
     found: dict[tuple[str, ...], list[tuple[Call, tuple[Bucket, ...], tuple[Problem, ...]]]] = {}
     for call in plan.calls:
-        rows = buckets(rows_kind(plan, call), effort)
+        rows = buckets(rows_kind(plan, call), effort, graph)
         problems = tuple(problem(plan, call, load(count, plan.max_len)) for _, count in rows)
         found.setdefault(tuple(one.key() for one in problems), []).append((call, rows, problems))
     return [_task(group) for group in found.values()]
@@ -57,14 +60,16 @@ def _task(group: list[tuple[Call, tuple[Bucket, ...], tuple[Problem, ...]]]) -> 
     return Task(first.op, rows, problems, tuple(call.path for call, _, _ in group), weights)
 
 
-def buckets(kind: str, effort: str) -> tuple[Bucket, ...]:
+def buckets(kind: str, effort: str, graph: bool = False) -> tuple[Bucket, ...]:
     """The row counts tried for a call whose rows are of this kind."""
+    if graph and kind == TOKENS and effort != "full":
+        return _FAST_GRAPH if effort == "fast" else _OFF_GRAPH
     return {"full": _FULL[kind], "fast": _FAST}.get(effort, _OFF)
 
 
 def load(rows: int, max_len: int) -> Load:
     """A realistic step with so many rows: requests that decode, or one prompt that is read."""
-    if rows <= _DECODE_ROWS:
+    if rows <= DECODE_ROWS:
         return Load(rows, requests=rows, context=min(_CONTEXT, max_len))
     requests = -(-rows // max_len)  # a prompt longer than the model allows is several prompts
     return Load(rows, requests=requests, context=min(rows, max_len))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from allotrope.build.choose import Trial
 from allotrope.build.options import BuildOptions
 from allotrope.build.stage import Stage, shrunk
-from allotrope.build.tasks import Task
+from allotrope.build.tasks import DECODE_ROWS, Task
 from allotrope.build.timings import Measured, Timings
 from allotrope.hw.device import Device
-from allotrope.hw.timer import time_calls
+from allotrope.hw.timer import in_graphs, time_calls
 from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.tactic import Tactic
@@ -24,6 +24,7 @@ _SAMPLES = {"full": 9, "fast": 3}
 _BUDGET_S = {"full": 0.5, "fast": 0.1}
 _LEAST_NOISE = 0.02  # of a timing: two builds should not differ over less
 _HOPELESS = 3.0  # so many times slower than another tactic: not worth more samples
+_RECORDED = 32  # calls in a graph that is timed
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # what torch raises, out of memory too
 
 
@@ -79,7 +80,7 @@ class Tuner:
     def _refused(self, tactic: Tactic, problem: Problem) -> Trial:
         """The tactic's own answer, and the user's."""
         packings = tuple(sorted(tactic.packings().items()))
-        trial = Trial(tactic.name, tactic.version, None, packings)
+        trial = Trial(tactic.name, tactic.version, None, packings, capturable=tactic.capturable)
         if tactic.name in self.options.without or f"{problem.op}/{tactic.name}" in self.options.without:
             return replace(trial, refusal="taken out with --without")
         reason = tactic.why_not(problem, self.device)
@@ -112,11 +113,13 @@ class Tuner:
             if trial.refusal is not None:
                 results.append(trial)
                 continue
-            measured = self.timings.get(tactic, problem, effort)
+            recorded = self._recorded(tactic, problem)
+            how = f"{effort} recorded" if recorded else effort
+            measured = self.timings.get(tactic, problem, how)
             if measured is None:
                 stage = stage or Stage.of(problem, self.device, self.options.seed, _CHECKED_VALUES[effort])
-                measured = self._measure(stage, tactic, effort, best)
-                self.timings.add(tactic, problem, effort, measured)
+                measured = self._measure(stage, tactic, effort, best, recorded)
+                self.timings.add(tactic, problem, how, measured)
                 self.timed += 1
             else:
                 self.reused += 1
@@ -124,7 +127,12 @@ class Tuner:
             results.append(replace(trial, measured=measured))
         return results
 
-    def _measure(self, stage: Stage, tactic: Tactic, effort: str, best: float) -> Measured:
+    def _recorded(self, tactic: Tactic, problem: Problem) -> bool:
+        """Whether the tactic will run as part of a graph, and so is timed as one: without what launching costs."""
+        decodes = problem.axes[registry.contract(problem.op).rows] <= DECODE_ROWS
+        return self.options.executor == "graph" and self.device.kind == "cuda" and tactic.capturable and decodes
+
+    def _measure(self, stage: Stage, tactic: Tactic, effort: str, best: float, recorded: bool) -> Measured:
         """Time a tactic; one that is far behind the best so far is timed but roughly.
 
         The least of the samples is taken, for other processes only ever add to it, and its distance to the
@@ -133,11 +141,14 @@ class Tuner:
         import torch
 
         with torch.inference_mode():
-            call = stage.call(tactic)
+            each = 1
+            call: Callable[[int], object] = stage.call(tactic)
+            if recorded:
+                call, each = in_graphs(call, _RECORDED), _RECORDED
             samples = time_calls(call, self.device, samples=1, min_sample_s=0.0).samples
-            if samples[0] < _HOPELESS * best:
+            if samples[0] < _HOPELESS * best * each:
                 samples = time_calls(call, self.device, samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort]).samples
-        least, *others = sorted(samples)
+        least, *others = sorted(sample / each for sample in samples)
         return Measured(least, max(_LEAST_NOISE * least, min(others, default=least) - least))
 
 

@@ -66,7 +66,7 @@ def engine_folder(args: argparse.Namespace, out: Output, running: tuple[str, ...
     """
     from allotrope.api import engine_folder
 
-    usual, shared = BuildOptions().to_json(), ("device", "seed", "threads", *running)
+    usual, shared = BuildOptions().to_json(), ("device", "seed", "threads", "executor", *running)
     given = {name: value for name, value in build_options(args).items() if name not in shared}
     changed = {name: value for name, value in given.items() if value != usual[name] and value != ()}
     return engine_folder(args.engine, args.device, changed, out.progress, args.threads)

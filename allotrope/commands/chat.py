@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("engine", metavar="ENGINE", help="an engine's folder, or a checkpoint")
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
-    generation.add_arguments(parser, max_tokens=512)
+    generation.add_sampling(parser, max_tokens=512)
+    generation.add_running(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from allotrope.hw.capture import Graphs
 from allotrope.hw.device import Device
 
 
@@ -46,6 +47,17 @@ def time_calls(
         seen.append(clock.run(call, index, calls) / calls)
         index += calls
     return summarise(seen)
+
+
+def in_graphs(call: Callable[[int], object], calls: int) -> Callable[[int], object]:
+    """What replays a CUDA graph of so many calls, `call(0)`, `call(1)`, …"""
+
+    def body() -> None:
+        for i in range(calls):
+            call(i)
+
+    replay = Graphs().record(body)
+    return lambda _: replay()
 
 
 def summarise(seen: list[float]) -> Timing:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Cache, Call, Plan, Weight
 from allotrope.models.recipe import Attention, Block, Mlp, Norm, Recipe, Rotary, slots
 from allotrope.ops.contract import Scalar
+from allotrope.ops.sample import ADJUSTMENTS
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seeds", "sample_positions")
+_PLACES = ("row_starts", "row_first", "page_table", "spans", "memo")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seeds", "sample_positions", *ADJUSTMENTS)
 
 
 @dataclass
@@ -137,7 +139,7 @@ def _attention(draft: _Draft, path: str, layer: int, spec: Attention, x: str) ->
     draft.calls.append(
         Call(f"{path}.kv_write", "kv_write", {"k": f"b:{k}", "v": f"b:{v}", "slots": "s:kv_slots", **caches}, caches)
     )
-    ins = {"q": f"b:{q}", **caches} | {name: f"s:{name}" for name in ("row_starts", "row_first", "page_table", "spans")}
+    ins = {"q": f"b:{q}", **caches} | {name: f"s:{name}" for name in _PLACES}
     params: dict[str, Scalar] = {
         "heads": spec.heads,
         "kv_heads": spec.kv_heads,
@@ -150,7 +152,7 @@ def _attention(draft: _Draft, path: str, layer: int, spec: Attention, x: str) ->
 
 
 def _rotate(draft: _Draft, path: str, spec: Rotary, heads: int, head_dim: int, x: str, out: str) -> str:
-    ins = {"x": f"b:{x}", "positions": "s:positions", "prompt_lens": "s:prompt_lens"}
+    ins = {"x": f"b:{x}", "positions": "s:positions", "prompt_lens": "s:prompt_lens", "memo": "s:memo"}
     params: dict[str, Scalar] = {
         "heads": heads,
         "head_dim": head_dim,

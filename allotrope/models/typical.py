@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from allotrope.artifact.problems import Load, problem
 from allotrope.models.lower import lower
 from allotrope.models.recipe import Attention, Block, Mlp, Norm, Positions, Recipe, Rotary
@@ -45,4 +47,6 @@ def typical_problems(dtype: str, rows: int = 8) -> dict[str, Problem]:
         for call in plan.calls:
             if call.op not in found:
                 found[call.op] = problem(plan, call, Load(rows, requests=rows, context=64))
+    alike = found["linear"]  # what fusing makes of it; fusions are the builder's
+    found["linear_add"] = replace(alike, op="linear_add")
     return found

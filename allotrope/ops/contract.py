@@ -1,5 +1,8 @@
 """What an op is: named axes, inputs and outputs, parameters, cost, reference and input maker.
 
+An operand `memo` (a dict, dtype tag "memo") lives as long as a step: what a tactic derives from the step's operands
+alone, it keeps there for the other layers.
+
 Every activation is two-dimensional, `[rows, width]`, its last axis contiguous and its row stride free,
 so that a buffer may be a column slice of another. Importing a contract imports no torch: the reference
 and the input maker live in the op's `reference.py` and load when first called.
@@ -27,7 +30,7 @@ class Role(StrEnum):
     ACTIVATION = "activation"  # a plan buffer, in the compute dtype unless the spec says otherwise
     WEIGHT = "weight"  # from the engine's files, packed as the tactic asks
     STEP = "step"  # made anew by the executor for each step, on the device
-    HOST = "host"  # the same facts on the host, for tactics that plan there (never capturable)
+    HOST = "host"  # the same facts on the host, for tactics that plan there (never capturable); and the memo
     CACHE = "cache"  # the paged KV pool
 
 

@@ -9,7 +9,9 @@ from typing import TypeAlias
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Array, Problem, Scalar
 
-Run: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array], Mapping[str, Scalar], Array | None], None]
+Run: TypeAlias = Callable[
+    [Mapping[str, Array], Mapping[str, Array], Mapping[str, Scalar], Array | None], Mapping[str, Array] | None
+]
 
 
 def _anywhere(problem: Problem, device: Device) -> None:

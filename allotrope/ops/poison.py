@@ -124,7 +124,7 @@ def run(
     for name, value in ins.items():
         operand = contract.ins[name]
         if not isinstance(value, torch.Tensor) or operand.role is Role.HOST:
-            given[name] = value
+            given[name] = {} if operand.dtype == "memo" else value  # what was derived from other inputs is no use
             continue
         laid = packed(value, tactic.packings().get(name, "rows")) if operand.role is Role.WEIGHT else value
         movable = operand.role is Role.ACTIVATION or (operand.role is Role.STEP and value.dim() == 1)
@@ -142,7 +142,7 @@ def run(
     size = tactic.workspace(problem, device)
     scratch = guarded((size,), torch.uint8, where, strided=False) if size else None
     params = contract.complete(problem.params)
-    tactic.run({name: out.view for name, out in outs.items()}, given, params, scratch.view if scratch else None)
+    own = tactic.run({name: out.view for name, out in outs.items()}, given, params, scratch.view if scratch else None)
 
     complaint = next(
         (f"it changed its input {name}" for name in before if (before[name] != placed[name].backing).any()), None
@@ -151,4 +151,5 @@ def run(
         complaint = complaint or (None if out.intact() else f"it wrote outside {name}")
     if scratch and not scratch.intact():
         complaint = complaint or f"it wrote outside its workspace of {size} bytes"
-    return PoisonedRun({name: out.view.cpu().contiguous() for name, out in outs.items()}, complaint)
+    found = {name: out.view for name, out in outs.items()} | dict(own or {})
+    return PoisonedRun({name: out.cpu().contiguous() for name, out in found.items()}, complaint)

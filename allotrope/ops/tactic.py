@@ -1,9 +1,10 @@
 """What a tactic is: one way to compute an op on one kind of device.
 
-A tactic runs `(out, ins, params, workspace)`. It writes every element of `out` and nothing else, waits
-for nothing and asks for no memory that outlives the call. (torch's own kernels may take temporaries from
-torch's caching allocator, which a graph capture redirects to its own pool; the workspace is what the
-tactic itself needs, known when planning.)
+A tactic runs `(out, ins, params, workspace)`. It writes every element of `out` and nothing else, waits for nothing
+and asks for no memory that outlives the call. (torch's own kernels may take temporaries from torch's caching
+allocator, which a graph capture redirects to its own pool; the workspace is what the tactic itself needs, known when
+planning.) Where a library gives a result in memory of its own, a tactic may return that under its operand's name
+instead of copying it to `out`: whoever reads the operand then reads this.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ class Tactic(Protocol):
         ins: Mapping[str, Array],
         params: Mapping[str, Scalar],
         workspace: Array | None,
-    ) -> None:
+    ) -> Mapping[str, Array] | None:
         """Compute. `workspace` is at least `workspace(problem)` bytes, 64-byte aligned; None if it needs none."""
         ...
+
+
+def granule(tactic: Tactic) -> int:
+    """The rows of its tiles, for a tactic that says so: multiples of this cost it no copies."""
+    return int(getattr(tactic, "rows_of_a_tile", 1))

@@ -100,14 +100,17 @@ class Buffers:
 
 
 def make_caches(plan: Plan, pages: int, page_size: int, device: str, poison: bool) -> dict[str, torch.Tensor]:
-    """The KV pool, by `c:` slot. Memory that nobody touches stays unbacked on a CPU."""
-    shape = (pages, page_size, plan.cache.kv_heads * plan.cache.head_dim)
+    """The KV pool, by `c:` slot: a layer's keys and values are halves of one tensor.
+
+    Memory that nobody touches stays unbacked on a CPU.
+    """
+    shape = (2, pages, page_size, plan.cache.kv_heads * plan.cache.head_dim)
     dtype = torch_dtype(plan.cache.dtype, plan.dtype)
-    return {
-        f"c:{layer}.{part}": allocate("the KV pool's pages", shape, dtype, device, poison)
-        for layer in range(plan.cache.layers)
-        for part in "kv"
-    }
+    caches: dict[str, torch.Tensor] = {}
+    for layer in range(plan.cache.layers):
+        both = allocate("the KV pool's pages", shape, dtype, device, poison)
+        caches |= {f"c:{layer}.k": both[0], f"c:{layer}.v": both[1]}
+    return caches
 
 
 def page_bytes(plan: Plan, page_size: int) -> int:

@@ -29,11 +29,26 @@ def parse_size(name: str, value: Any) -> int:
     return int(float(found[1]) * unit)
 
 
+POLICIES = ("fcfs", "priority")
+EXECUTORS = ("auto", "eager", "graph")
+MOST_IN_FLIGHT = 32  # steps launched and not read, whatever check_step and skip_step say
+_WHOLE = {
+    "threads": (1, 1024),
+    "max_num_seqs": (1, 4096),
+    "max_batched_tokens": (1, 2**20),
+    "page_size": (1, 4096),
+    "max_len": (1, 2**24),
+    "skip_step": (0, 2**20),
+    "check_step": (1, MOST_IN_FLIGHT),
+}
+
+
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How an engine is run. What is None is settled when the engine is known."""
+    """How an engine is run. What is None or auto is settled when the engine is known."""
 
     device: str = "auto"  # auto: the one that the engine was built for
+    executor: str = "auto"  # auto: graph on a GPU, eager on a CPU
     threads: int | None = None  # CPU threads; None: torch's choice
     max_num_seqs: int = 32  # the most requests that run at once
     max_batched_tokens: int = 2048  # the most tokens in a step
@@ -42,21 +57,23 @@ class RuntimeOptions:
         None  # bytes for the KV pool; None: as much as could be used, within a share of what is free
     )
     max_len: int | None = None  # prompt and output together; None: the engine's
+    policy: str = "fcfs"  # who is served first: first come, or the lowest `priority` and then first come
+    prefix_cache: bool = True  # pages of prompts seen before are used again
+    skip_step: int = 0  # so many steps after an idle moment are launched before any is looked at
+    check_step: int = 1  # and after them every so many; see `Loop`
 
     def __post_init__(self) -> None:
-        bounds = {
-            "threads": 1024,
-            "max_num_seqs": 4096,
-            "max_batched_tokens": 2**20,
-            "page_size": 4096,
-            "max_len": 2**24,
-        }
-        for name, most in bounds.items():
+        for name, (least, most) in _WHOLE.items():
             value = getattr(self, name)
             if value is None and name in ("threads", "max_len"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
+        for name, known in (("policy", POLICIES), ("executor", EXECUTORS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if not isinstance(self.prefix_cache, bool):
+            raise UsageError(f"prefix_cache is {self.prefix_cache!r}; it must be True or False")
         if self.kv_memory is not None:
             object.__setattr__(self, "kv_memory", parse_size("kv_memory", self.kv_memory))
 
@@ -67,10 +84,14 @@ class RuntimeOptions:
         return self.max_len or engine_max
 
     def pages(self, max_len: int, page_bytes: int, available: int, share: float) -> int:
-        """How many KV pages to make: never more than can be used, nor than fit into memory."""
-        useful = self.max_num_seqs * -(-max_len // self.page_size)
+        """How many KV pages to make: never more than can be used, nor than fit into memory.
+
+        With a prefix cache all memory that was asked for by name can be used.
+        """
         budget = int(available * share) if self.kv_memory is None else self.kv_memory
-        pages = min(useful, budget // page_bytes)
+        pages = budget // page_bytes
+        if self.kv_memory is None or not self.prefix_cache:
+            pages = min(pages, self.max_num_seqs * -(-max_len // self.page_size))
         if pages < 1 or pages * page_bytes > available:
             needed = max(pages, 1) * page_bytes
             raise OutOfMemory(

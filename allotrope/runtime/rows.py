@@ -3,66 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from allotrope.runtime.draft import Draft
 from allotrope.runtime.request import Request
-from allotrope.runtime.step import WANT_LAST, WANT_NONE, StepInput
+from allotrope.runtime.step import WANT_LAST, WANT_NONE, Adjustments, Ints, StepInput
 
 _NO_COPIES = np.zeros((0, 2), np.int32)
 
 
 class RowTable:
-    """What stays the same while a request runs, written once at its admission."""
+    """What stays the same while a request runs, written once at its admission, and its pages as they come."""
 
     def __init__(self, slots: int, max_pages: int, page_size: int) -> None:
         self.page_size = page_size
         self._pages = np.full((slots, max_pages), -1, np.int32)
-        self._prompt_lens = np.zeros(slots, np.int32)
-        self._temperature = np.zeros(slots, np.float32)
-        self._top_k = np.zeros(slots, np.int32)
-        self._top_p = np.ones(slots, np.float32)
-        self._min_p = np.zeros(slots, np.float32)
-        self._seeds = np.zeros(slots, np.int64)
-        self._candidates = np.zeros(slots, np.int32)
+        self._samples = np.zeros(slots, np.bool_)
+        self._facts: dict[str, Any] = {
+            "prompt_lens": np.zeros(slots, np.int32),
+            "temperature": np.zeros(slots, np.float32),
+            "top_k": np.zeros(slots, np.int32),
+            "top_p": np.ones(slots, np.float32),
+            "min_p": np.zeros(slots, np.float32),
+            "seeds": np.zeros(slots, np.int64),
+            "candidates": np.zeros(slots, np.int32),
+        }
+        self._last: tuple[list[int], list[int], list[bool]] = ([], [], [])  # the rows that `_same` was gathered for
+        self._same: dict[str, Any] = {}
 
-    def admit(self, request: Request) -> None:
-        """Fill the request's slot."""
-        slot, params = request.slot, request.params
+    def admit(self, request: Request, slot: int) -> None:
+        """Fill a slot for a request, without pages."""
+        params, beams = request.params, request.group
+        values = {
+            "prompt_lens": request.prompt_len,
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": params.min_p,
+            "seeds": request.seed,
+            "candidates": (params.logprobs or 0) if beams is None else beams.wanted,
+        }
+        for name, value in values.items():
+            self._facts[name][slot] = value
+        self._samples[slot] = beams is None
         self._pages[slot] = -1
-        self._pages[slot, : len(request.pages)] = request.pages
-        self._prompt_lens[slot] = request.prompt_len
-        self._temperature[slot] = params.temperature
-        self._top_k[slot] = params.top_k
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._seeds[slot] = request.seed
-        self._candidates[slot] = params.logprobs or 0
+        self._last = ([], [], [])
 
-    def gather(self, planned: Sequence[tuple[Request, int, bool]], tokens: list[int]) -> StepInput:
-        """The step's input for (request, how many tokens, whether one is drawn) in this order."""
-        slots = np.array([request.slot for request, _, _ in planned], np.int32)
-        counts = np.array([count for _, count, _ in planned], np.int32)
-        first = np.array([request.computed for request, _, _ in planned], np.int32)
-        draws = np.array([draws for _, _, draws in planned], np.bool_)
-        starts = np.zeros(len(planned) + 1, np.int32)
-        np.cumsum(counts, out=starts[1:])
-        # Only the pages that this step reads or writes.
-        width = -(-int((first + counts).max()) // self.page_size)
+    def put(self, slot: int, start: int, pages: Sequence[int]) -> None:
+        """The slot's pages from its `start`-th on."""
+        self._pages[slot, start : start + len(pages)] = pages
+
+    def gather(self, draft: Draft) -> StepInput:
+        """The step's input."""
+        first = np.array(draft.first, np.int32)
+        ends = first + np.array(draft.counts, np.int32)
+        same = self._gather_facts(draft)
+        width = -(-int(ends.max()) // self.page_size)  # only the pages that this step reads or writes
         return StepInput(
-            slots=slots,
-            starts=starts,
             first=first,
-            tokens=np.array(tokens, np.int32),
-            pages=self._pages[slots, :width],
-            want=np.where(draws, np.uint8(WANT_LAST), np.uint8(WANT_NONE)),
-            sample=draws,
-            prompt_lens=self._prompt_lens[slots],
-            temperature=self._temperature[slots],
-            top_k=self._top_k[slots],
-            top_p=self._top_p[slots],
-            min_p=self._min_p[slots],
-            seeds=self._seeds[slots],
-            candidates=self._candidates[slots],
-            page_copies=_NO_COPIES,
+            tokens=np.array(draft.tokens, np.int32),
+            pages=self._pages[same["slots"], :width],
+            page_copies=np.array(draft.copies, np.int32) if draft.copies else _NO_COPIES,
+            adjust=_adjustments(draft) if draft.adjusted else None,
+            **same,
+            **(_scores(draft, same["starts"]) if draft.scored else {}),
         )
+
+    def _gather_facts(self, draft: Draft) -> dict[str, Any]:
+        """What is the same as in the last step where that had the same rows: nobody changes a step's arrays."""
+        rows = (draft.slots, draft.counts, draft.draws)
+        if self._last != rows:
+            slots, draws = np.array(draft.slots, np.int32), np.array(draft.draws, np.bool_)
+            starts = np.zeros(len(slots) + 1, np.int32)
+            np.cumsum(draft.counts, out=starts[1:])
+            same = {name: values[slots] for name, values in self._facts.items()}
+            same["candidates"] *= draws
+            same["slots"], same["starts"] = slots, starts
+            same["want"] = np.where(draws, np.uint8(WANT_LAST), np.uint8(WANT_NONE))
+            same["sample"] = draws & self._samples[slots]
+            self._last, self._same = rows, same
+        return self._same
+
+
+def _adjustments(draft: Draft) -> Adjustments | None:
+    """What each row's adjuster says of its next draw; None if nothing changes for anybody."""
+    rows, entries = [], []
+    for row in draft.adjusted:
+        adjuster = draft.requests[row].adjuster
+        if adjuster is not None:
+            entries.append(adjuster.entries())
+            rows.append(np.full(len(entries[-1][0]), row, np.int32))
+    tokens, divide, add = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    if not len(tokens):
+        return None
+    return Adjustments(np.concatenate(rows), tokens, divide, add)
+
+
+def _scores(draft: Draft, starts: Ints) -> dict[str, Any]:
+    """Which tokens of prompts to score: none twice, also when a prompt is computed again."""
+    targets, candidates = np.full(len(draft.tokens), -1, np.int32), np.zeros(len(draft.requests), np.int32)
+    for row in draft.scored:
+        request, first, count = draft.requests[row], draft.first[row], draft.counts[row]
+        low = max(first, len(request.prompt_scores))
+        high = min(first + count, request.prompt_len - 1)
+        at = int(starts[row]) - first
+        if low < high:
+            targets[at + low : at + high] = request.tokens[low + 1 : high + 1]
+            candidates[row] = request.params.prompt_logprobs or 0
+    return {"targets": targets, "target_candidates": candidates}

@@ -84,10 +84,17 @@ class StepOutput:
     finite: npt.NDArray[np.bool_]  # [R] False: the row's logits held NaN or infinity, and its token means nothing
     scored: tuple[tuple[Scored, ...], ...] = ()  # [R] for each of the row's targets in order; (): nobody had any
     logits: Any = None  # on the executor's device, [rows wanted, vocab]; valid until the next step
+    busy_s: float = 0.0  # how long the device worked on the step, in seconds
+    idle_s: float = 0.0  # and how long it stood still before it, since the end of the step before; 0 for the first
 
 
 class Pending(Protocol):
-    """A step that has been launched."""
+    """A step that has been launched. One whose engine failed meanwhile may be dropped without waiting for it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` would return at once; asking does not wait."""
+        ...
 
     def wait(self) -> StepOutput:
         """Its output, once the device has it. Steps end in the order in which they were launched."""

@@ -73,11 +73,12 @@ def _advance(stop: str, borders: list[int], matched: int, char: str) -> int:
 
 
 class TextStream:
-    """One request's text: its detokenizer, then its stop filter."""
+    """One request's text: its detokenizer, then its stop filter. The text of the first `free` tokens stops nothing."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], free: int = 0) -> None:
         self._detokenizer = detokenizer
         self._filter = StopFilter(stops)
+        self._free = free
 
     @property
     def found(self) -> str | None:
@@ -86,6 +87,9 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that may be shown now that this token came."""
+        if self._free:
+            self._free -= 1
+            return self._detokenizer.push(token)
         return self._filter.push(self._detokenizer.push(token))
 
     def close(self) -> str:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from allotrope.artifact.plan import Plan, Weight
 from allotrope.errors import EngineError
 from allotrope.ops.packing import PACKINGS
-from allotrope.runtime.buffers import allocate, torch_dtype
+from allotrope.runtime.buffers import torch_dtype
+from allotrope.runtime.transfer import to_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ class Engine(Protocol):
 
 
 class Weights:
-    """The engine's weights on one device. Nothing is loaded before it is asked for, and nothing twice."""
+    """The engine's weights on one device. Nothing is loaded before something is asked for, and nothing twice."""
 
     def __init__(self, engine: Engine, device: str) -> None:
         self._engine, self._device = engine, device
@@ -57,18 +58,16 @@ class Weights:
 
     def packed(self, name: str) -> torch.Tensor:
         """The weight as the engine's file has it."""
-        import torch
-
+        if name not in self._loaded and self._device != "cpu":
+            arrays = {other: (self._engine.array(other), self._engine.dtype(other)) for other in self._stored}
+            self._loaded = to_gpu(arrays, self._device)  # all of them: whoever runs reads all
+            self._engine.forget()  # the host's pages have served
         if name not in self._loaded:
+            import torch
+
             raw = self._engine.array(name)
-            dtype = torch_dtype(self._engine.dtype(name), "")
             carrier = raw.view(np.int16) if raw.dtype == np.uint16 else raw
-            tensor = torch.from_numpy(carrier).view(dtype)
-            if self._device != "cpu":
-                copy = allocate("the weights", tuple(tensor.shape), dtype, self._device, poison=False)
-                tensor = copy.copy_(tensor)
-                self._engine.forget()  # the host's pages have served
-            self._loaded[name] = tensor
+            self._loaded[name] = torch.from_numpy(carrier).view(torch_dtype(self._engine.dtype(name), ""))
         return self._loaded[name]
 
     def canonical(self, name: str) -> torch.Tensor:

@@ -78,7 +78,13 @@ def block_of(path: str) -> str:
 
 
 def parts_of(call: Call, plan: Plan) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """A call's values: itself or, for a fused linear, each part under its own path with its columns."""
+    """A call's values: itself or, where several were fused side by side, each under its own path with its columns."""
+    if call.path.endswith(".qk_rotary"):
+        stem, columns = call.path.removesuffix("qk_rotary"), plan.buffers
+        for part in ("q", "k"):
+            out = columns[f"{part}_rotated"]
+            yield f"{stem}{part}_rotary", (out.start, out.start + out.width)
+        return
     weight = plan.weights.get(name(call.ins.get("weight", ""))) if call.op == "linear" else None
     if weight is None or len(weight.parts) == 1:
         yield call.path, None
@@ -114,7 +120,8 @@ class Places:
     def _place(self, path: str, columns: tuple[int, int] | None, call: Call) -> Place | None:
         block = block_of(path)
         if call.op in ("rotary", "logn"):
-            return self._turned(path, call.op, block, "k" if path.endswith(".k_rotary") else "q")
+            found = self._turned(path, call.op, block, "k" if path.endswith(".k_rotary") else "q")
+            return None if found is None else replace(found, columns=columns)
         seen = self._seen(path, block)
         if seen is None:
             return None

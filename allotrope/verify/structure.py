@@ -58,6 +58,7 @@ class _Looker:
             "gated": self._activation,
             "add_positions": self._positions,
             "linear": self._linear,
+            "linear_add": self._linear,
         }
 
     def complaints(self, call: Call) -> Iterator[tuple[str, str]]:
@@ -136,7 +137,8 @@ class _Looker:
         weight = self._plan.weights[name(call.ins["weight"])]
         bias = name(call.ins["bias"]) if "bias" in call.ins else None
         biased = set() if bias is None else {slot for slot, _ in self._plan.weights[bias].parts}
-        for (path, _), (_, shape) in zip(parts_of(call, self._plan), weight.parts, strict=True):
+        for (path, _), (slot, shape) in zip(parts_of(call, self._plan), weight.parts, strict=True):
+            path = slot.removesuffix(".weight") if call.op == "linear_add" else path  # noqa: PLW2901
             site = self._family.site(path, self._recipe)
             if site is None or site.module not in self._modules:
                 continue

@@ -7,6 +7,7 @@ row's own included: key i of request r lies in page `page_table[r, i // page_siz
 A problem's axes: `rows` (queries in all), `requests`, `context` (keys of the longest request when the step is
 done), `page_size`, `width` (heads · head_dim) and `kv_width` (kv_heads · head_dim). `requests_1` (requests + 1),
 `pages` and `max_pages` name the shapes of operands; the input maker makes as many pages as it needs.
+A tactic that plans on the device takes the width of the page table for its bound on the context.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CONTRACT = Contract(
         "row_first": Operand(("requests",), Role.STEP, "int32"),
         "page_table": Operand(("requests", "max_pages"), Role.STEP, "int32"),
         "spans": Operand((), Role.HOST, "spans"),
+        "memo": Operand((), Role.HOST, "memo", optional=True),
     },
     outs={"out": Operand(("rows", "width"))},
     params={"heads": None, "kv_heads": None, "head_dim": None, "scale": None, "window": 0},

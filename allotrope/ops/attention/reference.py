@@ -77,6 +77,7 @@ def assemble(requests: Sequence[Request], page_size: int, random: torch.Generato
         "row_first": first,
         "page_table": table,
         "spans": Spans(starts.numpy(), first.numpy(), table.numpy()),
+        "memo": {},
     }
 
 

@@ -17,10 +17,10 @@ _SERIAL = 32768  # elements: torch sums a single longer row on the CPU in one pi
 
 def _fused(
     out: Mapping[str, Tensor], ins: Mapping[str, Tensor], params: Mapping[str, Scalar], workspace: Tensor | None
-) -> None:
+) -> Mapping[str, Tensor]:
     given = {name: aligned(value) for name, value in ins.items()} if ins["x"].is_cuda else ins
     x = given["x"]
-    out["out"].copy_(F.layer_norm(x, x.shape[-1:], given.get("weight"), given.get("bias"), float(params["eps"])))
+    return {"out": F.layer_norm(x, x.shape[-1:], given.get("weight"), given.get("bias"), float(params["eps"]))}
 
 
 def _scratch(problem: Problem, device: Device) -> int:

@@ -95,6 +95,11 @@ class Tiles:
         """`torch_tile16`, `torch_tile16_cols`."""
         return f"torch_tile{self.rows}" + ("_cols" if self.packing == "cols" else "")
 
+    @property
+    def rows_of_a_tile(self) -> int:
+        """See `granule`."""
+        return self.rows
+
     def packings(self) -> Mapping[str, str]:
         """The weight's; a bias has only one."""
         return {"weight": self.packing, "bias": "rows"}

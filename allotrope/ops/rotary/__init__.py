@@ -34,6 +34,7 @@ CONTRACT = Contract(
         "x": Operand(("rows", "width")),
         "positions": Operand(("rows",), Role.STEP, "int64"),
         "prompt_lens": Operand(("rows",), Role.STEP, "int64"),
+        "memo": Operand((), Role.HOST, "memo", optional=True),
     },
     outs={"out": Operand(("rows", "width"))},
     params={

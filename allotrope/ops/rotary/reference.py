@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from allotrope.ops import inputs
-from allotrope.ops.contract import Problem, Scalar
+from allotrope.ops.contract import Array, Problem, Scalar
 
 _POWERS = 31  # prompt lengths are int32
 
@@ -68,7 +68,7 @@ def reference(ins: Mapping[str, Tensor], params: Mapping[str, Scalar]) -> dict[s
     return {"out": torch.cat([turned * cos + half * sin, rest], -1).flatten(-2)}
 
 
-def make_inputs(problem: Problem, seed: int) -> dict[str, Tensor]:
+def make_inputs(problem: Problem, seed: int) -> dict[str, Array]:
     """Positions and prompt lengths within the training length and far beyond, with the steps' exact edges."""
     random, rows = inputs.generator(seed), problem.axes["rows"]
     length = int(problem.params.get("original_len", 0)) or 1024
@@ -80,4 +80,5 @@ def make_inputs(problem: Problem, seed: int) -> dict[str, Tensor]:
         "x": inputs.activations(random, rows, problem.axes["width"]),
         "positions": inputs.indices(random, rows, 4 * length),
         "prompt_lens": prompt_lens,
+        "memo": {},
     }

@@ -1,18 +1,15 @@
-"""The rotation with torch: elementwise, in fp32, rounded once."""
+"""The rotation with torch: elementwise, in fp32, rounded once; and in fewer kernels, with the angles kept."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.functional import FunctionTactic
-from allotrope.ops.rotary import SCALINGS
-from allotrope.ops.rotary.reference import exponents, fixed_frequencies, growth
+from allotrope.ops.rotary import SCALINGS, turns
 
 
 def _refuses(problem: Problem, device: Device) -> str | None:
@@ -32,24 +29,12 @@ def _refuses(problem: Problem, device: Device) -> str | None:
     return None
 
 
-def _frequencies(ins: Mapping[str, Tensor], params: Mapping[str, Scalar]) -> Tensor:
-    """[dim / 2], or [rows, dim / 2] where they follow the length; fp32."""
-    positions, dim = ins["positions"], int(params["dim"])
-    if params["scaling"] not in ("dynamic", "qwen_ntk"):
-        return fixed_frequencies(params, torch.float32, positions.device)
-    # exp and log in fp64, not pow: on the CPU pow's last bit depends on where an element lies in the tensor
-    log_growth = growth(positions, ins["prompt_lens"], params).log_()
-    log_base = math.log(float(params["base"])) + log_growth * (dim / (dim - 2))
-    return (-log_base[:, None] * exponents(dim, torch.float64, positions.device)).exp_().float()
-
-
 def _run(
     out: Mapping[str, Tensor], ins: Mapping[str, Tensor], params: Mapping[str, Scalar], workspace: Tensor | None
 ) -> None:
     head_dim, dim = int(params["head_dim"]), int(params["dim"])
     x, result = (tensor.view(len(tensor), -1, head_dim) for tensor in (ins["x"], out["out"]))
-    angles = ins["positions"].float()[:, None] * _frequencies(ins, params)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    cos, sin = (part[:, None] for part in turns.angles(ins, params))
     first, second = x[..., : dim // 2], x[..., dim // 2 : dim]
     result[..., : dim // 2] = first * cos - second * sin
     result[..., dim // 2 : dim] = second * cos + first * sin
@@ -57,4 +42,16 @@ def _run(
         result[..., dim:] = x[..., dim:]
 
 
-TACTICS = (FunctionTactic("rotary", "torch", _run, refuses=_refuses),)
+def _matrices_refuse(problem: Problem, device: Device) -> str | None:
+    return _refuses(problem, device) or turns.matrices_refuse(problem, device)
+
+
+def _library(problem: Problem, device: Device) -> str:
+    return "a library's batched product may change a row's bits with the number of rows"
+
+
+TACTICS = (
+    FunctionTactic("rotary", "torch", _run, refuses=_refuses),
+    FunctionTactic("rotary", "torch_tables", turns.by_tables, refuses=_refuses),
+    FunctionTactic("rotary", "torch_matrices", turns.by_matrices, refuses=_matrices_refuse, rowwise=_library),
+)

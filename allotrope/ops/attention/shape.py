@@ -1,0 +1,51 @@
+"""The numbers of an attention call, and what torch can do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from allotrope.hw.device import Device
+from allotrope.ops.contract import Problem, Scalar
+
+
+def unsupported(problem: Problem, device: Device) -> str | None:
+    """Why torch cannot attend with these numbers here; None if it can."""
+    params, axes = problem.params, problem.axes
+    heads, kv_heads, head_dim = (int(params[name]) for name in ("heads", "kv_heads", "head_dim"))
+    if device.kind not in ("cpu", "cuda"):
+        return f"torch runs here on cpu and cuda, not on {device.kind}"
+    if heads % kv_heads:
+        return f"{heads} heads cannot share {kv_heads} key heads evenly"
+    if (heads * head_dim, kv_heads * head_dim) != (axes["width"], axes["kv_width"]):
+        return (
+            f"{heads} heads over {kv_heads} of {head_dim} do not make {axes['width']} and {axes['kv_width']} channels"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers that a run needs again and again."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int
+
+    @staticmethod
+    def of(params: Mapping[str, Scalar]) -> Shape:
+        """From a call's parameters."""
+        return Shape(
+            heads=int(params["heads"]),
+            kv_heads=int(params["kv_heads"]),
+            head_dim=int(params["head_dim"]),
+            scale=float(params["scale"]),
+            window=int(params.get("window", 0)),
+        )
+
+    @property
+    def group(self) -> int:
+        """Heads that share a key head."""
+        return self.heads // self.kv_heads

@@ -1,0 +1,22 @@
+"""The reference is that of its parts, in their order; so are the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from allotrope.ops import inputs
+from allotrope.ops.contract import Problem, Scalar
+from allotrope.ops.linear import reference as linear
+
+
+def reference(ins: Mapping[str, Tensor], params: Mapping[str, Scalar]) -> dict[str, Tensor]:
+    """The linear layer, rounded to the inputs' dtype, then the sum."""
+    return {"out": ins["residual"] + linear.reference(ins, params)["out"]}
+
+
+def make_inputs(problem: Problem, seed: int) -> dict[str, Tensor]:
+    """A linear layer's, and a residual stream of other sizes."""
+    residual = inputs.activations(inputs.generator(seed + 1), problem.axes["rows"], problem.axes["out"])
+    return linear.make_inputs(problem, seed) | {"residual": residual}

@@ -1,0 +1,190 @@
+"""AsyncLLM: steps, threads and event loops that fail, closing in the middle, and requests that are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from allotrope.errors import AllotropeError, RequestError, UsageError
+from allotrope.runtime.asynchronous import AsyncEngine, Stream
+from allotrope.runtime.outputs import RequestOutput
+from allotrope.tokenizers import Tokenizer
+from tests.async_kit import KINDS, LONG, SHORT, Gate, alone, bare, engine_over, idle, read, running, until, whole
+from tests.loop_kit import Device, byte_tokenizer, opened
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+def test_a_step_that_fails_once_ends_nobody(tokenizer: Tokenizer) -> None:
+    async def test() -> None:
+        want = [await alone(tokenizer, [5] * (3 + i), params) for i, params in enumerate(KINDS)]
+        for when in ("launch", "wait"):
+            broken = {2, 9, 17, 31}
+            device = Device(fails=lambda what, number: what == when and number in broken)  # noqa: B023
+            async with engine_over(device, tokenizer) as engine:
+                found = await asyncio.gather(*(engine.answer([5] * (3 + i), params) for i, params in enumerate(KINDS)))
+                assert [bare(output) for output in found] == want
+
+    running(test)
+
+
+@pytest.mark.parametrize("when", ["launch", "wait"])
+def test_a_request_that_breaks_every_step_ends_alone(tokenizer: Tokenizer, when: str) -> None:
+    async def test() -> None:
+        want = await alone(tokenizer, [5] * 3, LONG)
+        device = Device()
+        device.fails = lambda what, number: what == when and bool(99 in device.steps[number].tokens)
+        async with engine_over(device, tokenizer) as engine:
+            good = [asyncio.create_task(engine.answer([5] * 3, LONG)) for _ in range(2)]
+            await until(lambda: engine.metrics()["output_tokens"] > 4)
+            bad = await engine.answer([99], LONG)
+            assert bad.error is not None and "the step failed: Broken" in bad.error
+            assert bad.outputs[0].finish_reason == "error" and bad.outputs[0].token_ids == ()
+            stream = engine.generate([99], LONG)
+            [delta] = [delta async for delta in stream]
+            assert delta.finish_reason == "error" and delta.error == stream.output().error
+            assert [bare(await task) for task in good] == [want, want]
+            assert engine.metrics()["finished"] == {"length": 2, "error": 2}
+
+    running(test)
+
+
+def test_a_device_that_is_gone_ends_every_request_and_no_other(tokenizer: Tokenizer) -> None:
+    async def test() -> None:
+        gone = [True]
+        device = Device(fails=lambda when, number: gone[0])
+        async with engine_over(device, tokenizer) as engine:
+            found = await asyncio.gather(*(engine.answer([5 + i], KINDS[i % 4]) for i in range(9)))
+            assert {answer.finish_reason for output in found for answer in output.outputs} == {"error"}
+            gone[0] = False
+            assert bare(await engine.answer([5] * 3, LONG)) == await alone(tokenizer, [5] * 3, LONG)
+
+    running(test)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failing_thread_is_told_to_all_who_wait(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+
+    async def test() -> None:
+        engine = AsyncEngine(opened(Device(fails=gate), tokenizer))
+        gate.let(3)
+        stream = engine.generate([5] * 3, LONG)
+        await read(stream, 1)
+        others = [asyncio.create_task(engine.answer([6], LONG)) for _ in range(7)]
+        await asyncio.sleep(0.05)
+
+        def plan() -> None:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(engine._loop.scheduler, "plan_step", plan)
+        gate.let_all()
+        for task in others:
+            with pytest.raises(AllotropeError, match="the engine has stopped: ZeroDivisionError: a bug"):
+                await task
+        with pytest.raises(AllotropeError, match="the engine has stopped"):
+            await whole(stream)
+        for late in (engine.answer([5], SHORT), whole(engine.generate([5], SHORT))):
+            with pytest.raises(AllotropeError, match="the engine has stopped"):
+                await asyncio.wait_for(late, 5)
+        engine.cancel(stream.request_id)
+        await engine.close()
+
+    running(test)
+
+
+def test_closing_while_streaming(tokenizer: Tokenizer) -> None:
+    async def test() -> None:
+        device = Device()
+        engine = AsyncEngine(opened(device, tokenizer))
+        stream = engine.generate([5] * 3, LONG)
+        [first] = await read(stream, 1)
+        waiting = [asyncio.create_task(engine.answer([6 + i], LONG)) for i in range(9)]
+        await asyncio.sleep(0)
+        await asyncio.gather(engine.close(), engine.close())
+        assert device.closed and not engine._loop.busy
+        told = [first]
+        with pytest.raises(UsageError, match="has been closed"):
+            async for delta in stream:
+                told.append(delta)
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, RequestOutput | UsageError) for one in done)
+        with pytest.raises(UsageError, match="has been closed"):
+            await engine.answer([5], SHORT)
+        await engine.close()
+        await stream.aclose()
+
+    running(test)
+
+
+def test_an_event_loop_that_ends_takes_its_requests_along(tokenizer: Tokenizer) -> None:
+    device = Device(fails=lambda when, number: bool(time.sleep(0.002)))
+    engine = AsyncEngine(opened(device, tokenizer))
+    kept: list[Stream] = []
+
+    async def first() -> None:
+        kept.append(engine.generate([5] * 3, LONG))
+        await read(kept[0], 1)
+
+    async def second() -> None:
+        await idle(engine)
+        assert engine.metrics()["finished"] == {"abort": 1}
+        assert bare(await engine.answer([5] * 3, SHORT)) == await alone(tokenizer, [5] * 3, SHORT)
+        assert len(engine._outboxes) == 1
+        await engine.close()
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
+def test_event_loops_in_several_threads(tokenizer: Tokenizer) -> None:
+    engine = AsyncEngine(opened(Device(), tokenizer))
+    found: list[RequestOutput] = []
+
+    async def ask() -> None:
+        found.extend(await asyncio.gather(*(engine.answer([5] * 3, KINDS[2]) for _ in range(20))))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(ask())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(engine.close())
+    assert len(found) == 80 and len({bare(output) for output in found if not output.prompt_logprobs}) == 1
+
+
+def test_bad_requests_say_so_and_leave_nothing_behind(tokenizer: Tokenizer) -> None:
+    bad: list[tuple[Any, Any, dict[str, Any], str]] = [
+        ({"text": "x"}, None, {}, r"prompt has the keys \['text'\]"),
+        (5, None, {}, "prompt is of type int"),
+        ([300], None, {}, r"prompt_token_ids\[0\] is 300; it must be from 0 to 299"),
+        ([5] * 65, None, {}, "65 tokens long; the limit is 64"),
+        ("x" * 100_000, None, {}, "100,000 bytes|100001 tokens long|100000 tokens long"),
+        ([5], {"n": 2}, {}, "must be SamplingParams"),
+        ([5], None, {"priority": 3}, r"priority\[0\] is 3; it must be 0 where the first come"),
+        ([5], None, {"priority": 2**40}, r"priority\[0\] is 1099511627776; it must be a whole number from -2147483648"),
+    ]
+
+    async def test() -> None:
+        async with engine_over(Device(), tokenizer) as engine:
+            for prompt, params, named, message in bad:
+                for _ in range(2):
+                    with pytest.raises(RequestError, match=message):
+                        await engine.answer(prompt, params, **named)
+                    with pytest.raises(RequestError, match=message):
+                        await whole(engine.generate(prompt, params, **named))
+            with pytest.raises(UsageError, match="no chat template"):
+                await whole(engine.chat([{"role": "user", "content": "x"}], SHORT))
+            stream = engine.generate([5], SHORT)
+            with pytest.raises(UsageError, match="has not ended"):
+                stream.output()
+            assert engine.metrics()["steps"] == 0
+
+    running(test)

@@ -1,0 +1,135 @@
+"""Fusions for a GPU, tried on a CPU: the same model, fewer calls, the residual stream where it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from allotrope.artifact.engine import open_engine
+from allotrope.artifact.plan import Buffer, Plan
+from allotrope.build import build, fuse
+from allotrope.models.lower import lower
+from allotrope.ops import check, registry
+from allotrope.ops.contract import Problem
+from allotrope.ops.tactic import REFERENCE
+from allotrope.runtime.eager import EagerExecutor
+from allotrope.runtime.step import WANT_ALL, StepInput
+from tests.engines import GPT, LLAMA, MemoryEngine, random_weights
+from tests.test_eager import one_step
+from tests.tiny import KINDS
+from tests.verifying import CPU, Forge, checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def fused(plan: Plan) -> Plan:
+    """All fusions that can be applied, every call on its reference or, where it has none in the plan's dtype, as is."""
+    for fusion in fuse.FUSIONS:
+        if fuse.why_not(plan, fusion) is None:
+            plan = fuse.apply(plan, fusion)
+    return plan
+
+
+def logits(engine: Any, plan: Plan) -> torch.Tensor:
+    steps: list[StepInput] = [one_step([5, 6, 7, 8, 9, 10, 11], WANT_ALL)]
+    decode = one_step([12], WANT_ALL)
+    steps.append(replace(decode, first=decode.first + 7, pages=steps[0].pages, prompt_lens=steps[0].prompt_lens))
+    executor = EagerExecutor(
+        engine, device=CPU, plan=plan, pages=20, page_size=4, max_tokens=16, threads=1, poison=True
+    )
+    return torch.cat([executor.run(step).logits.clone() for step in steps])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_computes_the_same(kind: str, forge: Forge) -> None:
+    engine = open_engine(forge.built(kind), device=CPU)
+    plain = engine.manifest.plan.with_tactics(((None, REFERENCE),))
+    plan = fused(plain)
+    assert "residual" in plan.fusions and not any(call.op == "add" for call in plan.calls)
+    rotated = any(call.op == "rotary" for call in plan.calls)
+    assert ("qk_rotary" in plan.fusions) == (rotated and not any(call.path.endswith("q_norm") for call in plan.calls))
+    assert len(plan.buffers) < len(plain.buffers) + 2
+    assert torch.equal(logits(engine, plan), logits(engine, plain))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_torchs_own_tactics_in_the_fused_plan() -> None:
+    """In place, with and without biases: what the references compute, to rounding."""
+    for recipe in (LLAMA, GPT):
+        plan = fused(lower(recipe))
+        names = {"linear_add": "torch_mm", "rotary": "torch_tables"}
+        torched = replace(
+            plan,
+            calls=tuple(replace(call, tactics=((None, names.get(call.op, REFERENCE)),)) for call in plan.calls),
+        )
+        engine = MemoryEngine(plan, random_weights(recipe))
+        found, truth = logits(engine, torched), logits(engine, plan)
+        assert not torch.equal(found, truth) or recipe is GPT
+        assert (found - truth).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_adding_in_the_product_passes_the_numerics_policy(bias: bool, dtype: str) -> None:
+    present = frozenset({"bias"}) if bias else frozenset()
+    for rows in (1, 9):
+        problem = Problem("linear_add", {"rows": rows, "in": 80, "out": 48}, {}, dtype, present)
+        for tactic in registry.tactics("linear_add"):
+            assert check.check(tactic, problem, CPU, seed=2).reason is None
+            assert tactic.row_class(problem, CPU) is None
+            contract = registry.contract("linear_add")
+            ins = check.rounded(contract, problem, contract.make_inputs(problem, 0))
+            ins["weight"] = ins["weight"].T.contiguous() if tactic.name.endswith("cols") else ins["weight"]
+            apart, own = torch.empty_like(ins["residual"]), ins["residual"].clone()
+            tactic.run({"out": apart}, ins, {}, None)
+            tactic.run({"out": own}, {**ins, "residual": own}, {}, None)
+            assert torch.equal(apart, own)
+
+
+def test_what_cannot_be_added_in_place_is_left() -> None:
+    """The old value of the residual stream is wanted later; or what is added is wanted elsewhere, too."""
+    plan, residual = fuse.apply(lower(GPT), fuse.by_name("qkv")), fuse.by_name("residual")
+    assert fuse.why_not(plan, residual) is None
+    calls = list(plan.calls)
+    at = next(i for i, call in enumerate(calls) if call.path == "blocks.0.mlp.norm")
+    for slot in ("b:x", "b:attn_out"):
+        late = replace(
+            plan, calls=(*calls[:at], replace(calls[at], ins={**calls[at].ins, "x": slot}), *calls[at + 1 :])
+        )
+        assert fuse.why_not(late, residual) == "blocks.0.mlp.norm: it would read what has been overwritten"
+    columns = {**plan.buffers, "attn_out": Buffer("tokens", 32, of="qkv")}
+    assert "is part of another" in str(fuse.why_not(replace(plan, buffers=columns), residual))
+
+
+def test_what_is_no_neighbour_is_not_rotated_together() -> None:
+    plan, rotation = lower(LLAMA), fuse.by_name("qk_rotary")
+    assert "no neighbouring columns" in str(fuse.why_not(plan, rotation))
+    plan = fuse.apply(plan, fuse.by_name("qkv"))
+    assert fuse.why_not(plan, rotation) is None
+    other = tuple(
+        replace(c, params={**c.params, "base": 5.0}) if c.path.endswith("1.attn.k_rotary") else c for c in plan.calls
+    )
+    assert "turn differently" in str(fuse.why_not(replace(plan, calls=other), rotation))
+
+
+def test_on_a_cpu_they_are_not_tried(tmp_path: Path) -> None:
+    built = build(str(checkpoint("llama", tmp_path / "c")), tmp_path / "e", device="cpu", tune="off")
+    for name in ("qk_rotary", "residual"):
+        assert built.manifest.evidence["fusions"][name] == (
+            "not in: it saves launches of kernels, of which there are none on a cpu"
+        )
+    assert built.manifest.evidence["executor"]["kind"] == "eager"
+
+
+@pytest.mark.parametrize("tune", ["off", "fast"])
+def test_built_for_graphs_all_that_decodes_can_be_recorded(tune: str, tmp_path: Path) -> None:
+    source = str(checkpoint("llama-grouped", tmp_path / "c"))
+    built = build(source, tmp_path / "e", device="cpu", tune=tune, executor="graph")
+    assert built.manifest.evidence["executor"] == {"wanted": "graph", "kind": "graph", "graph_rows": 64}
+    attention = next(call for call in built.manifest.plan.calls if call.op == "attention")
+    assert attention.tactics[0][1] == "torch_planned4" and attention.tactics[-1] == (None, "torch_splits4")
+    assert built.manifest.options["executor"] == "graph"
