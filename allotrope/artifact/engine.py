@@ -14,6 +14,7 @@ from allotrope.artifact.soundness import check_plan
 from allotrope.errors import EngineError
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint
+from allotrope.ops import kernels
 from allotrope.ops.packing import RawArray
 
 TOKENIZER = "tokenizer"
@@ -79,6 +80,7 @@ def open_engine(path: Path | str, *, device: Device | None = None, check_digests
     _check_device(described, folder, device)
     _check_tactics(described, folder)
     _check_files(described, folder)
+    kernels.install(described.kernels)
     engine = Engine(folder, described)
     if check_digests:
         engine.check_digests()

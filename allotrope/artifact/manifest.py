@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Manifest:
     options: Mapping[str, Any]  # what the builder was asked
     evidence: Mapping[str, Any]  # choices, checks
     files: Mapping[str, FileFacts]
+    kernels: Mapping[str, Any] = field(default_factory=dict)  # machine code that tactics bring, see ops.kernels
 
     def to_bytes(self) -> bytes:
         """The file's content."""

@@ -14,7 +14,7 @@ Need = Callable[[bool, str], None]
 _LARGEST = 2**31 - 1
 _REALS = {"eps": 0.0, "scale": 1e-30, "base": 1e-30, "factor": 1e-30, "low_freq": 1e-30, "high_freq": 1e-30}
 _COUNTS = {"heads": 1, "kv_heads": 1, "head_dim": 1, "dim": 2, "length": 2, "window": 0, "original_len": 0, "offset": 0}
-_WORDS = {"kind": ("gelu", "gelu_tanh", "relu", "silu"), "scaling": SCALINGS}
+_WORDS = {"kind": ("gelu", "gelu_tanh", "relu", "silu"), "norm": ("layer", "rms"), "scaling": SCALINGS}
 _SCALED = ("dynamic", "qwen_ntk", "llama3")  # they divide by original_len
 
 

@@ -16,8 +16,9 @@ from allotrope import __version__, settings, tokenizers
 from allotrope.artifact import layout, manifest
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
+from allotrope.artifact.problems import Load, problem
 from allotrope.artifact.writer import EngineWriter, writing
-from allotrope.build import select
+from allotrope.build import compiling, select
 from allotrope.build.check_whole import check_whole
 from allotrope.build.memory import Peak
 from allotrope.build.options import BuildOptions, check_parts
@@ -34,7 +35,7 @@ from allotrope.hw.fingerprint import fingerprint, versions
 from allotrope.models.checkpoint import RANDOM
 from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
-from allotrope.ops import registry
+from allotrope.ops import kernels, registry
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
 
@@ -88,7 +89,8 @@ def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress =
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
-        selection, tuned = _select(lowered, options, device, threads, progress)
+        with kernels.made_by(compiling.make):
+            selection, tuned = _select(lowered, options, device, threads, progress)
         described = _describe(model, selection, options, device, limits)
         _write(writer, model, selection.plan, progress)
         writer.tokenizer(kept)
@@ -189,7 +191,17 @@ def _describe(
             "batch_variance": {"allowed": options.allow_batch_variance, "calls_without_row_class": selection.varying},
         },
         files={},
+        kernels={key: kernels.known(key).to_json() for key in sorted(set(_kernel_keys(selection.plan)))},
     )
+
+
+def _kernel_keys(plan: Plan) -> Iterator[str]:
+    """The names of the kernels that the plan's tactics bring."""
+    for call in plan.calls:
+        for _, name in call.tactics:
+            named = getattr(registry.tactic(call.op, name), "key", None)
+            if named is not None:
+                yield named(problem(plan, call, Load(1)))
 
 
 def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:

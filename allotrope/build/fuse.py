@@ -13,7 +13,7 @@ from typing import Protocol
 
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Buffer, Call, Plan, Weight
-from allotrope.build.rewrites import Residual, Rotation
+from allotrope.build.rewrites import Activated, AddNorm, Residual, Rotation
 
 
 class Fusion(Protocol):
@@ -123,7 +123,7 @@ class SideBySide:
 
 
 SIDE_BY_SIDE = (SideBySide("qkv", ("q", "k", "v")), SideBySide("gate_up", ("gate", "up")))
-FUSIONS: tuple[Fusion, ...] = (*SIDE_BY_SIDE, Rotation(), Residual())
+FUSIONS: tuple[Fusion, ...] = (*SIDE_BY_SIDE, Rotation(), Residual(), AddNorm(), Activated())
 
 
 def by_name(name: str) -> Fusion:

@@ -3,11 +3,14 @@
 attn.q_rotary, attn.k_rotary    →  attn.qk_rotary over the columns of both, where they are neighbours
 out = linear(z)                     x = linear_add(z, x): the residual stream stays in the buffer
 y = add(x, out)                 →   where it lies, and whoever read y reads x
+    y = add(x, out)                     x, n = add_norm(out, x), in one kernel of torch's compiler
+    n = norm(y)                     →
+    a = act(linear(x))              →   a = linear_activation(x)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from allotrope.artifact import plan as plans
@@ -58,7 +61,7 @@ class Rotation:
                 calls.append(replace(q, path=path, ins=ins, outs=outs, params={**q.params, "heads": heads}))
             elif call.path not in absorbed:
                 calls.append(call)
-        return replace(plan, buffers=buffers, calls=tuple(calls), fusions=(*plan.fusions, self.name))
+        return _over(replace(plan, buffers=buffers), tuple(calls), self.name)
 
     def groups(self, plan: Plan) -> Iterator[tuple[str, list[Call]]]:
         """Each block's two rotations."""
@@ -89,20 +92,14 @@ class Residual:
         for path, (linear, _) in groups:
             if not plan.stands_alone(linear.outs["out"]):
                 yield f"{path}: buffer {linear.outs['out']} is part of another"
-        before, after = _reads(plan, plan.calls), _reads(plan, self._renamed(plan))
+        before = _reads(plan, plan.calls)
         for path, (linear, add) in groups:
             before[path] = {**before[linear.path], "residual": before[add.path]["a"]}
-        for path, values in after.items():
-            if values != before[path]:
-                yield f"{path}: it would read what has been overwritten"
+        yield from _overwritten(plan, self._calls(plan), before)
 
     def apply(self, plan: Plan) -> Plan:
         """The plan with it; it must be applicable."""
-        calls = self._renamed(plan)
-        used = {plans.name(slot) for call in calls for slot in (*call.ins.values(), *call.outs.values())}
-        used |= {plan.buffers[name].of or name for name in used if name in plan.buffers} | {plan.hidden}
-        buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
-        return replace(plan, buffers=buffers, calls=calls, fusions=(*plan.fusions, self.name))
+        return _over(plan, self._calls(plan), self.name)
 
     def groups(self, plan: Plan) -> Iterator[tuple[str, list[Call]]]:
         """Each sum, with the linear call right before it."""
@@ -110,40 +107,138 @@ class Residual:
             if linear.op == "linear" and add.op == "add" and add.ins["b"] == linear.outs["out"] != add.ins["a"]:
                 yield add.path, [linear, add]
 
-    def _renamed(self, plan: Plan) -> tuple[Call, ...]:
-        """The new calls, over the buffers where values now lie."""
-        sums = {path: linear for path, (linear, _) in self.groups(plan)}
-        gone = {linear.path for linear in sums.values()}
-        names: dict[str, str] = {}  # where a value lies that the plan has elsewhere
-        found = []
-        for call in plan.calls:
-            if call.path in gone:
-                continue
-            linear = sums.get(call.path)
-            read = (call if linear is None else linear).ins
-            ins, stream = {operand: names.get(slot, slot) for operand, slot in read.items()}, ""
-            if linear is not None:
-                stream = names.get(call.ins["a"], call.ins["a"])
-            for slot in call.outs.values():
-                names.pop(slot, None)
-            if linear is None:
-                found.append(replace(call, ins=ins))
-                continue
+    def _calls(self, plan: Plan) -> tuple[Call, ...]:
+        joint = {
+            path: replace(
+                linear, path=path, op="linear_add", ins={**linear.ins, "residual": add.ins["a"]}, outs=add.outs
+            )
+            for path, (linear, add) in self.groups(plan)
+        }
+        return _in_place(plan, joint, {linear.path for _, (linear, _) in self.groups(plan)})
+
+
+@dataclass(frozen=True)
+class AddNorm:
+    """A sum and the norm right behind it become one call, the sum in place."""
+
+    name: str = "add_norm"
+    devices: tuple[str, ...] = ("cuda",)
+
+    def obstacles(self, plan: Plan) -> Iterator[str]:
+        """Why it cannot be applied, as sentences."""
+        groups = list(self.groups(plan))
+        if not groups:
+            yield "no norm of the plan stands right behind a sum"
+        before = _reads(plan, plan.calls)
+        moved = {f"{norm.path}:out": f"{add.path}:normed" for _, (add, norm) in groups}
+        before = {p: {name: moved.get(value, value) for name, value in read.items()} for p, read in before.items()}
+        for path, (add, norm) in groups:
+            vectors = {name: value for name, value in before[norm.path].items() if name != "x"}
+            before[path] = {"x": before[add.path]["b"], "residual": before[add.path]["a"], **vectors}
+        yield from _overwritten(plan, self._calls(plan), before)
+
+    def apply(self, plan: Plan) -> Plan:
+        """The plan with it; it must be applicable."""
+        return _over(plan, self._calls(plan), self.name)
+
+    def groups(self, plan: Plan) -> Iterator[tuple[str, list[Call]]]:
+        """Each sum, with the norm right behind it."""
+        for add, norm in zip(plan.calls, plan.calls[1:], strict=False):
+            whole = norm.op in ("layernorm", "rmsnorm") and norm.params.get("heads", 1) == 1
+            if add.op == "add" and whole and norm.ins["x"] == add.outs["out"]:
+                yield add.path, [add, norm]
+
+    def _calls(self, plan: Plan) -> tuple[Call, ...]:
+        joint = {}
+        for path, (add, norm) in self.groups(plan):
+            vectors = {name: slot for name, slot in norm.ins.items() if name != "x"}
+            ins = {"x": add.ins["b"], "residual": add.ins["a"], **vectors}
+            outs = {"out": add.outs["out"], "normed": norm.outs["out"]}
+            params = {"norm": norm.op.removesuffix("norm"), "eps": norm.params["eps"]}
+            joint[path] = replace(add, op="add_norm", ins=ins, outs=outs, params=params)
+        return _in_place(plan, joint, {norm.path for _, (_, norm) in self.groups(plan)})
+
+
+def _in_place(plan: Plan, joint: Mapping[str, Call], gone: set[str]) -> tuple[Call, ...]:
+    """The plan's calls, some replaced by joint ones that leave `out` where `residual` lies, some gone."""
+    names: dict[str, str] = {}  # where a value lies that the plan has elsewhere
+    found = []
+    for old in plan.calls:
+        if old.path in gone:
+            continue
+        call = joint.get(old.path, old)
+        call = replace(call, ins={operand: names.get(slot, slot) for operand, slot in call.ins.items()})
+        for slot in call.outs.values():
+            names.pop(slot, None)
+        if old.path in joint:
+            stream = call.ins["residual"]
             if call.outs["out"] != stream:
                 names[call.outs["out"]] = stream
-            fused = replace(linear, path=call.path, op="linear_add", ins={**ins, "residual": stream})
-            found.append(replace(fused, outs={"out": stream}))
-        return tuple(found)
+            call = replace(call, outs={**call.outs, "out": stream})
+        found.append(call)
+    return tuple(found)
+
+
+def _overwritten(plan: Plan, calls: tuple[Call, ...], expected: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Calls that would not read what they must."""
+    for path, values in _reads(plan, calls).items():
+        if values != expected[path]:
+            yield f"{path}: it would read what has been overwritten"
+
+
+@dataclass(frozen=True)
+class Activated:
+    """A linear call whose output only the activation reads becomes one call with it."""
+
+    name: str = "activated"
+    devices: tuple[str, ...] = ("cuda",)
+
+    def obstacles(self, plan: Plan) -> Iterator[str]:
+        """Why it cannot be applied, as sentences."""
+        groups = list(self.groups(plan))
+        if not groups:
+            yield "the plan activates no linear call's output"
+        reads = [value for values in _reads(plan, plan.calls).values() for value in values.values()]
+        for path, (linear, _) in groups:
+            if reads.count(f"{linear.path}:out") > 1 or not plan.stands_alone(linear.outs["out"]):
+                yield f"{path}: what {linear.path} gives has another reader"
+
+    def apply(self, plan: Plan) -> Plan:
+        """The plan with it; it must be applicable."""
+        groups = dict(self.groups(plan))
+        gone = {linear.path for linear, _ in groups.values()}
+        calls = []
+        for call in plan.calls:
+            if call.path in groups:
+                linear, act = groups[call.path]
+                calls.append(replace(act, op="linear_activation", ins=linear.ins))
+            elif call.path not in gone:
+                calls.append(call)
+        return _over(plan, tuple(calls), self.name)
+
+    def groups(self, plan: Plan) -> Iterator[tuple[str, list[Call]]]:
+        """Each activation, with the linear call right before it."""
+        for linear, act in zip(plan.calls, plan.calls[1:], strict=False):
+            if (linear.op, act.op) == ("linear", "activation") and act.ins["x"] == linear.outs["out"]:
+                yield act.path, [linear, act]
+
+
+def _over(plan: Plan, calls: tuple[Call, ...], fusion: str) -> Plan:
+    """The plan with other calls, and without the buffers that none of them uses."""
+    used = {plans.name(slot) for call in calls for slot in (*call.ins.values(), *call.outs.values())}
+    used |= {plan.buffers[name].of or name for name in used if name in plan.buffers} | {plan.hidden}
+    buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
+    return replace(plan, buffers=buffers, calls=calls, fusions=(*plan.fusions, fusion))
 
 
 def _reads(plan: Plan, calls: Iterable[Call]) -> dict[str, dict[str, str]]:
-    """For each call, whose result each operand holds when it runs."""
+    """For each call, which result each operand holds when it runs: "path:operand", or the slot's own name."""
     now: dict[str, str] = {}
     found = {}
     for call in calls:
         found[call.path] = {operand: now.get(slot, slot) for operand, slot in call.ins.items()}
-        for slot in call.outs.values():
-            now[slot] = call.path
+        for operand, slot in call.outs.items():
+            now[slot] = f"{call.path}:{operand}"
             parts = (name for name, buffer in plan.buffers.items() if f"b:{buffer.of}" == slot)
-            now.update({f"b:{name}": f"{call.path} {name}" for name in parts})
+            now.update({f"b:{name}": f"{call.path}:{operand} {name}" for name in parts})
     return found

@@ -54,8 +54,10 @@ class Stage:
         ins = check.rounded(contract, small, contract.make_inputs(small, seed))
         for name, value in ins.items():
             operand = contract.ins[name]
-            if operand.role is Role.WEIGHT:
-                ins[name] = _repeated(value, problem.axes[operand.axes[0]])
+            if isinstance(value, torch.Tensor):
+                for place, axis in enumerate(operand.axes):
+                    if small.axes.get(axis) != problem.axes.get(axis) and axis != "pages":
+                        ins[name] = _repeated(ins[name], place, problem.axes[axis])
         return Stage(contract, problem, device, ins)
 
     def call(self, tactic: Tactic) -> Callable[[int], None]:
@@ -92,7 +94,8 @@ class Stage:
         return torch.empty(shape, dtype=poison.torch_dtype(dtype, self.problem.dtype), device=where)
 
 
-def _repeated(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """`value` repeated along its first axis to so many rows."""
-    times = -(-rows // value.shape[0])
-    return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))[:rows]
+def _repeated(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """`value` repeated along an axis to this size."""
+    times = -(-size // value.shape[axis])
+    repeats = [times if place == axis else 1 for place in range(value.dim())]
+    return value if times == 1 else value.repeat(repeats).narrow(axis, 0, size)

@@ -49,4 +49,7 @@ def typical_problems(dtype: str, rows: int = 8) -> dict[str, Problem]:
                 found[call.op] = problem(plan, call, Load(rows, requests=rows, context=64))
     alike = found["linear"]  # what fusing makes of it; fusions are the builder's
     found["linear_add"] = replace(alike, op="linear_add")
+    biased = replace(alike, params={"kind": "gelu_tanh"}, present=frozenset({"bias"}))
+    found["add_norm"] = replace(found["layernorm"], op="add_norm", params={"norm": "layer", "eps": 1e-5})
+    found["linear_activation"] = replace(biased, op="linear_activation")
     return found

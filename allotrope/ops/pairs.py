@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Memo = dict[Any, Any]
@@ -20,6 +21,15 @@ def paired(first: Tensor, second: Tensor) -> Tensor | None:
     if not alike or distance <= 0 or first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr():
         return None
     return first.as_strided((2, *first.shape), (distance, *first.stride()), first.storage_offset())
+
+
+def widest(tensor: Tensor) -> Tensor:
+    """The same bytes as 8-byte integers where its rows lie so, for moving them: an element is what a kernel moves."""
+    size = tensor.element_size()
+    steps = (tensor.storage_offset(), tensor.shape[-1], *tensor.stride()[:-1])
+    if size >= 8 or tensor.stride(-1) != 1 or any(step * size % 8 for step in steps) or tensor.data_ptr() % 8:
+        return tensor
+    return tensor.view(torch.int64)
 
 
 def memo_of(ins: Mapping[str, Any]) -> Memo:

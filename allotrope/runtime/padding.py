@@ -1,9 +1,9 @@
 """Steps padded to one of a few sizes: what a recorded step is given besides the rows that somebody asked for.
 
-Rows of padding have a slot and a page of their own, which nobody else reads. Where prompts take part, the first of
-them holds whatever tokens are left over:
+Rows of padding have a slot and a page of their own, which nobody else reads. Where prompts take part, they share
+the tokens that are left over:
 
-    tokens   [ 23 of a prompt ][ 1 ][ 1 ] + [ 6 of padding ][ 1 ]     25 tokens of 3 rows as 32 of 5
+    tokens   [ 23 of a prompt ][ 1 ][ 1 ] + [ 4 of padding ][ 3 ]     25 tokens of 3 rows as 32 of 5
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ class Padding:
             tokens = at_least(self.tokens, count)
             if tokens > count:  # the tokens left over need a row
                 rows = at_least(self.rows, step.rows + 1)
-                left = tokens - count - (rows - step.rows) + 1
-            if (rows > step.rows) != (tokens > count) or (rows > step.rows and not 1 <= left <= self.max_len):
+                left = -(-(tokens - count) // max(rows - step.rows, 1))
+            spare = rows - step.rows, tokens - count
+            if (spare[0] > 0) != (spare[1] > 0) or spare[0] > spare[1] or left > self.max_len:
                 return None
         width = int(max((step.first + counts).max(), left) - 1) // self.page_size + 1
         pages = at_least(self.widths, width)
@@ -114,8 +115,8 @@ class Padding:
 
     def _step(self, tokens: int, rows: int, pages: int) -> StepInput:
         zeros, none = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
-        counts = np.ones(rows, np.int32)
-        counts[:1] += tokens - rows
+        counts = np.full(rows, tokens // max(rows, 1), np.int32)
+        counts[: tokens % max(rows, 1)] += 1
         return StepInput(
             slots=np.full(rows, self.slot, np.int32),
             starts=np.concatenate([zeros[:1] * 0, np.cumsum(counts)]).astype(np.int32)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Tap = Callable[[Call, dict[str, Array]], None]
+_UNIT = 16  # rows: attention over more of padding takes longer than copying a few rows into tiles
 ALIGN = 64  # bytes: what a workspace's size is rounded up to
 
 
@@ -189,5 +190,6 @@ def _first(call: Call) -> Tactic:
 
 
 def row_unit(plan: Plan) -> int:
-    """The multiple of rows at which no tactic of the plan copies its rows into tiles."""
-    return max(granule(registry.tactic(call.op, name)) for call in plan.calls for _, name in call.tactics)
+    """The multiple of rows at which no tactic of the plan copies its rows into tiles; 1 where copying costs less."""
+    unit = max(granule(registry.tactic(call.op, name)) for call in plan.calls for _, name in call.tactics)
+    return unit if unit <= _UNIT else 1

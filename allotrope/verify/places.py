@@ -107,7 +107,7 @@ class Places:
                 continue
             if call.op == "kv_write":
                 found = [self._cached(call, which) for which in "kv"]
-            elif list(call.outs) == ["out"] and kind(call.outs["out"]) == "b":
+            elif kind(call.outs.get("out", "")) == "b":
                 found = [self._place(path, columns, call) for path, columns in parts_of(call, plan)]
             else:
                 continue

@@ -6,6 +6,7 @@ Exact: an epsilon, a rotary frequency or a head count is right or wrong, whateve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class _Looker:
             "add_positions": self._positions,
             "linear": self._linear,
             "linear_add": self._linear,
+            "linear_activation": self._activated,
+            "add_norm": self._add_norm,
         }
 
     def complaints(self, call: Call) -> Iterator[tuple[str, str]]:
@@ -82,6 +85,10 @@ class _Looker:
         module = self._module(call.path)
         if module is not None:
             yield from self._compare(call, "eps", getattr(module, "variance_epsilon", getattr(module, "eps", None)))
+
+    def _add_norm(self, call: Call) -> Iterator[tuple[str, str]]:
+        if "weight" in call.ins:
+            yield from self._norm(replace(call, path=name(call.ins["weight"]).removesuffix(".weight")))
 
     def _positions(self, call: Call) -> Iterator[tuple[str, str]]:
         module = self._module(call.path)
@@ -111,6 +118,10 @@ class _Looker:
                     yield from self._compare(call, "kind", kind)
                     return
 
+    def _activated(self, call: Call) -> Iterator[tuple[str, str]]:
+        yield from self._linear(call)
+        yield from self._activation(call)
+
     def _rotary(self, call: Call) -> Iterator[tuple[str, str]]:
         rotary = [m for m in self._modules.values() if "RotaryEmbedding" in type(m).__name__]
         if not rotary:
@@ -138,7 +149,7 @@ class _Looker:
         bias = name(call.ins["bias"]) if "bias" in call.ins else None
         biased = set() if bias is None else {slot for slot, _ in self._plan.weights[bias].parts}
         for (path, _), (slot, shape) in zip(parts_of(call, self._plan), weight.parts, strict=True):
-            path = slot.removesuffix(".weight") if call.op == "linear_add" else path  # noqa: PLW2901
+            path = slot.removesuffix(".weight") if call.op != "linear" else path  # noqa: PLW2901
             site = self._family.site(path, self._recipe)
             if site is None or site.module not in self._modules:
                 continue

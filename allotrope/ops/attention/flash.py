@@ -62,7 +62,7 @@ class Flash:
     ) -> Mapping[str, Array]:
         """Gather and attend."""
         head_dim, table = int(params["head_dim"]), ins["page_table"]
-        page_size, q = ins["k_cache"].shape[1], _loadable(ins["q"])
+        page_size, q = ins["k_cache"].shape[1], loadable(ins["q"])
         memo, key = memo_of(ins), (self.name, page_size)
         if key not in memo:
             memo[key] = _planned(ins["row_starts"], ins["row_first"], table, ins["k_cache"])
@@ -88,7 +88,7 @@ class Flash:
         return {"out": result.flatten(1)}
 
 
-def _loadable(q: Tensor) -> Tensor:
+def loadable(q: Tensor) -> Tensor:
     """`q`, copied if its rows do not begin at 16 bytes, as the kernel loads them."""
     step = q.stride(0) * q.element_size()
     return q if q.data_ptr() % 16 == 0 and step % 16 == 0 else q.contiguous().clone()

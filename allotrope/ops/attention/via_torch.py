@@ -14,6 +14,7 @@ from torch import Tensor
 from allotrope.hw.device import Device
 from allotrope.ops.attention import planned, splits
 from allotrope.ops.attention.flash import Flash
+from allotrope.ops.attention.masked import Masked
 from allotrope.ops.attention.shape import Shape, unsupported
 from allotrope.ops.attention.spans import Spans
 from allotrope.ops.attention.whole import Whole, explicit, sdpa
@@ -245,6 +246,7 @@ TACTICS = (
     Splits(queries=1),
     Splits(queries=16),
     Planned(queries=4),
+    Masked(Flash()),
     Whole("torch_sdpa", sdpa),
     Whole("torch_explicit", explicit),
 )

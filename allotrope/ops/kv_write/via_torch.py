@@ -8,7 +8,7 @@ from torch import Tensor
 
 from allotrope.ops.contract import Scalar
 from allotrope.ops.functional import FunctionTactic
-from allotrope.ops.pairs import paired
+from allotrope.ops.pairs import paired, widest
 
 
 def _run(
@@ -16,10 +16,18 @@ def _run(
 ) -> None:
     rows, caches = paired(ins["k"], ins["v"]), paired(out["k_cache"], out["v_cache"])
     if rows is not None and caches is not None:
-        caches.flatten(1, 2).index_copy_(1, ins["slots"], rows)
+        _copy(caches.flatten(1, 2), 1, ins["slots"], rows)
         return
     for name, single in (("k_cache", ins["k"]), ("v_cache", ins["v"])):
-        out[name].view(-1, single.shape[1]).index_copy_(0, ins["slots"], single)
+        _copy(out[name].view(-1, single.shape[1]), 0, ins["slots"], single)
+
+
+def _copy(cache: Tensor, axis: int, slots: Tensor, rows: Tensor) -> None:
+    wide, given = widest(cache), widest(rows)
+    if wide.dtype == given.dtype:
+        wide.index_copy_(axis, slots, given)
+    else:
+        cache.index_copy_(axis, slots, rows)
 
 
 TACTICS = (FunctionTactic("kv_write", "torch", _run),)

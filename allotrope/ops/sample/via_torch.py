@@ -36,7 +36,7 @@ class _Portion:
     def __init__(self, ins: Mapping[str, Tensor], some: slice, workspace: Tensor) -> None:
         self.raw = ins["logits"].index_select(0, ins["rows"][some])
         self.how = {name: ins[name][some] for name in _FILTERS}
-        self.temperature = ins["temperature"][some].double()[:, None]
+        self.temperature = ins["temperature"][some, None]
         count, vocab = self.raw.shape
         scratch = 8 * count * padded(vocab)
         self.weights, self.ranked = workspace[: 2 * scratch].view(torch.float64).view(2, count, -1)
@@ -67,7 +67,9 @@ class _Portion:
         tokens = self.logits.argmax(-1, keepdim=True)  # the first of equals; NaN counts as largest
         top = self.logits.gather(-1, tokens).double()
         peak = top if self.logits is self.raw else self.raw.amax(-1, keepdim=True).double()
-        valid = top.isfinite() & peak.isfinite()
+        valid = top - top == 0  # in two kernels, of which `isfinite` takes four
+        if peak is not top:
+            valid &= peak - peak == 0
         if uniform is not None and not _cold(self.temperature):
             drawn = self._draw(top, uniform, filtered)
             tokens = torch.where((self.temperature > 0) & valid, drawn, tokens)
