@@ -36,8 +36,8 @@ test-gpu: ## on a machine with a GPU, with that machine's own Python and torch
 	$(PYTHON) -m pytest -m gpu tests
 
 check: setup ## before each commit
-	$(BIN)/ruff check allotrope tests bench
-	$(BIN)/ruff format --check allotrope tests bench
+	$(BIN)/ruff check allotrope tests bench tools
+	$(BIN)/ruff format --check allotrope tests bench tools
 	$(BIN)/mypy
 	$(PYTEST) -x -m "not gpu and not slow" tests
 
