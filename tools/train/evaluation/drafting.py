@@ -14,7 +14,7 @@ from typing import Any
 from tools.train.evaluation import intervals
 from tools.train.evaluation.lm import LanguageModel
 
-DRAFTED, PROMPT_TOKENS, NEW_TOKENS, PROMPTS, SEED = 4, 64, 128, 256, 0
+DRAFTED, PROMPT_TOKENS, NEW_TOKENS, PROMPTS, SEED = 4, 64, 48, 512, 0
 REPEATED = 8  # a continuation in which so many tokens in a row come twice is left out
 
 
