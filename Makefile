@@ -4,7 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
-MODEL  ?= random:llama-15m
+MODEL  ?= models/pycoder
+PROMPT ?= def read_lines(path):
 # Two worker processes of one thread each: the suite is many small tests.
 PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
@@ -23,7 +24,7 @@ demo: setup ## build an engine, prove it, and hear it speak
 	$(BIN)/allotrope doctor --measure
 	$(BIN)/allotrope inspect $(MODEL)
 	$(BIN)/allotrope build $(MODEL) -o $(DEMO)/engine --tune fast
-	$(BIN)/allotrope run $(DEMO)/engine "Diamond and graphite" --max-tokens 24
+	$(BIN)/allotrope run $(DEMO)/engine "$(PROMPT)" --max-tokens 64 --temperature 0
 	$(BIN)/allotrope verify $(DEMO)/engine
 
 test: setup ## the default suite: CPU, no network
@@ -36,8 +37,8 @@ test-gpu: ## on a machine with a GPU, with that machine's own Python and torch
 	$(PYTHON) -m pytest -m gpu tests
 
 check: setup ## before each commit
-	$(BIN)/ruff check allotrope tests bench
-	$(BIN)/ruff format --check allotrope tests bench
+	$(BIN)/ruff check allotrope tests bench tools
+	$(BIN)/ruff format --check allotrope tests bench tools
 	$(BIN)/mypy
 	$(PYTEST) -x -m "not gpu and not slow" tests
 

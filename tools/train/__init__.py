@@ -1,0 +1,1 @@
+"""The small models that the repository bundles: their data, training, evaluation and cards."""

@@ -1,0 +1,1 @@
+"""One file per model; each defines `SPEC`. The folder listing is the registry."""
