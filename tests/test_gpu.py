@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +13,15 @@ import pytest
 import torch
 
 from allotrope.api import LLM, SamplingParams
-from allotrope.build import build
+from allotrope.artifact.engine import open_engine
+from allotrope.build import build, compiling
 from allotrope.hw import detect
 from allotrope.hw.device import Device
 from allotrope.models.typical import typical_problems
-from allotrope.ops import check, registry
+from allotrope.ops import check, kernels, registry
 from allotrope.verify.session import Question, Result, verify
 from allotrope.verify.verdict import default_requirement, enough
+from tests.test_graph import Traffic, compare
 from tests.tiny import KINDS
 from tests.verifying import checkpoint
 
@@ -48,7 +52,9 @@ def test_every_tactic_is_right_and_keeps_its_row_class(op: str, name: str, dtype
     tactic, tried = registry.tactic(op, name), 0
     for rows in (1, 8, 65):
         problem = typical_problems(dtype, rows)[op]
-        if tactic.why_not(problem, gpu) is None:
+        with kernels.made_by(compiling.make):
+            refusal = tactic.why_not(problem, gpu)
+        if refusal is None:
             tried += 1
             result = check.check(tactic, problem, gpu, seed=rows)
             assert result.ok, f"{rows} rows: {result.reason}"
@@ -57,6 +63,32 @@ def test_every_tactic_is_right_and_keeps_its_row_class(op: str, name: str, dtype
     problem = typical_problems(dtype, 8)[op]
     if tactic.row_class(problem, gpu) is not None:
         assert check.check_rows(tactic, problem, gpu, seed=3) is None
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt-350m", "llama-grouped", "qwen", "mistral"])
+def test_recorded_steps_give_the_eager_bits(kind: str, dtype: str, gpu: Device, tmp_path: Path) -> None:
+    """Prompts and decoding rows, padded, read late, drawn and greedy: graphs against the same tactics one by one."""
+    built = build(str(checkpoint(kind, tmp_path / "c")), tmp_path / "engine", device="cuda", dtype=dtype, tune="off")
+    assert built.manifest.evidence["executor"]["kind"] == "graph"
+    engine = open_engine(tmp_path / "engine", device=gpu)
+    plan = engine.manifest.plan
+    steps = list(Traffic(plan.vocab, min(plan.max_len, 40), slots=11, pages=90, seed=1).steps(120))
+    graph = compare(engine, plan, steps, 2, device=gpu, pages=90, max_requests=11, poison=False)
+    assert len(graph._recorded) > 2
+    graph.close()
+
+
+def test_kernels_of_the_compiler_are_kept_and_launched_without_it(gpu: Device, tmp_path: Path) -> None:
+    build("random:galactica-125m", tmp_path / "engine", device="cuda", dtype="fp16", tune="fast")
+    code = (
+        "import sys; from allotrope.api import LLM, SamplingParams\n"
+        f"llm = LLM({str(tmp_path / 'engine')!r}, device='cuda', max_len=64)\n"
+        "llm.generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))\n"
+        "assert llm.engine.manifest.kernels\n"
+        "sys.exit(any(name.split('.')[0] == 'triton' or name.startswith('torch._inductor') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def judged(folder: Path, **asked: object) -> Result:

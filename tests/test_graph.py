@@ -153,7 +153,7 @@ def bits(output: StepOutput) -> tuple[Any, ...]:
 
 def executor(kind: type[EagerExecutor], engine: Any, plan: Plan, **options: Any) -> Any:
     settings = {"pages": 40, "page_size": PAGE, "max_tokens": 64, "max_requests": 5, "threads": 1, "poison": True}
-    return kind(engine, device=CPU, plan=plan, **{**settings, **options})
+    return kind(engine, plan=plan, **{"device": CPU, **settings, **options})
 
 
 def compare(engine: Any, plan: Plan, steps: list[StepInput], ahead: int = 1, **options: Any) -> GraphExecutor:

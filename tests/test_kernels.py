@@ -95,7 +95,11 @@ def test_the_code_that_is_compiled_computes_the_norm(op: str, monkeypatch: pytes
     import torch
 
     randn = torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *shape, device, **how: randn(*shape, **how))
+
+    def here(*shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+        return randn(*shape, dtype=dtype)
+
+    monkeypatch.setattr(torch, "randn", here)
     params = {"eps": 1e-5} | ({"norm": "rms"} if op == "add_norm" else {"heads": 1} if op == "rmsnorm" else {})
     problem = Problem(op, {"rows": 3, "width": 64}, params, "fp32", frozenset({"weight"}))
     tactic: Any = registry.tactic(op, "inductor")

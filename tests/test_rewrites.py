@@ -130,11 +130,18 @@ def test_activating_in_the_product_says_why_not() -> None:
     axes, bias = {"rows": 1, "in": 80, "out": 48}, frozenset({"bias"})
     problem = Problem("linear_activation", axes, {"kind": "gelu_tanh"}, "fp16", bias)
     gpu = replace(CPU, kind="cuda")
-    for tactic in registry.tactics("linear_activation"):
+    *products, plain = registry.tactics("linear_activation")
+    for tactic in products:
         assert tactic.why_not(problem, gpu) is None and tactic.row_class(problem, gpu) is None
         assert "with another gelu" in str(tactic.why_not(problem, CPU))
         assert "takes a bias" in str(tactic.why_not(replace(problem, present=frozenset()), gpu))
         assert "not silu" in str(tactic.why_not(replace(problem, params={"kind": "silu"}), gpu))
+    for present in (frozenset[str](), bias):
+        for kind in ("silu", "gelu_tanh"):
+            given = replace(problem, axes={**axes, "rows": 5}, params={"kind": kind}, present=present)
+            for dtype in ("fp32", "fp16", "bf16"):
+                assert check.check(plain, replace(given, dtype=dtype), CPU, seed=1).reason is None
+    assert "no activation 'tan'" in str(plain.why_not(replace(problem, params={"kind": "tan"}), CPU))
 
 
 def test_what_is_activated_and_read_elsewhere_is_left() -> None:

@@ -1,4 +1,7 @@
-"""The activation in the matrix product's last step, as cuBLASLt offers it: after a bias, gelu_tanh and relu."""
+"""The activation in the matrix product's last step, as cuBLASLt offers it, after a bias: gelu_tanh and relu.
+
+And the same in two steps, for wherever it is not offered.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from allotrope.hw.device import Device
+from allotrope.ops.activation import pieces
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.functional import FunctionTactic
 
@@ -40,6 +44,21 @@ def _cols(
     _product(out["out"], ins, ins["weight"], params)
 
 
+def _in_two(
+    out: Mapping[str, Tensor], ins: Mapping[str, Tensor], params: Mapping[str, Scalar], workspace: Tensor | None
+) -> None:
+    result, weight = out["out"], ins["weight"].t()
+    if "bias" in ins:
+        torch.addmm(ins["bias"], ins["x"], weight, out=result)
+    else:
+        torch.mm(ins["x"], weight, out=result)
+    pieces.whole(str(params["kind"]), result, result)
+
+
+def _unknown(problem: Problem, device: Device) -> str | None:
+    return pieces.unknown(problem)
+
+
 def _library(problem: Problem, device: Device) -> str:
     return "a library's matrix product changes a row's bits with the number of rows"
 
@@ -48,4 +67,5 @@ _OWN = {"weight": "rows", "bias": "rows"}
 TACTICS = (
     FunctionTactic("linear_activation", "torch_mm", _rows, _OWN, _refuses, _library),
     FunctionTactic("linear_activation", "torch_mm_cols", _cols, _OWN | {"weight": "cols"}, _refuses, _library),
+    FunctionTactic("linear_activation", "torch_in_two", _in_two, _OWN, _unknown, _library),
 )
