@@ -99,7 +99,7 @@ def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
 
 def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions, kind: str) -> str | None:
     if kind not in fusion.devices:
-        return f"it saves launches of kernels, of which there are none on a {kind}"
+        return f"it saves kernel launches, and a {kind} has none"
     return "taken out with --without" if fusion.name in options.without else fuse.why_not(plan, fusion)
 
 
