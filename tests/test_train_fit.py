@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -176,6 +177,28 @@ def test_middles_join_to_the_text_and_each_part_is_tokenised_as_if_alone(models:
     assert strange <= parts_seen // 50  # a second cut close to the first may begin inside a word
 
 
+def test_middles_may_be_whole_lines(models: Path) -> None:
+    tokenizer = tokenizers.load(models / "pycoder")
+    cutter = Cutter(tokenizer, np.random.default_rng(0), lines=1.0)
+    counts = []
+    for number in range(100):
+        text = made_up(number)["code"]
+        ids = tokenizer.encode(text, special=False, allow_special=False)
+        found = tokenizer.decode(list(cutter.rearranged(np.array([*ids, 0], np.uint16), 1.0)), skip_special=False)
+        before, marked, after = found.removesuffix("<|endoftext|>").partition("<fim_suffix>")
+        after, _, middle = after.partition("<fim_middle>")
+        if before == "<fim_prefix>":
+            continue  # the suffix comes first, and nothing marks where the prefix ends
+        before = before.removeprefix("<fim_prefix>")
+        assert marked
+        assert before + middle + after == text
+        assert before.endswith("\n")
+        assert middle.endswith("\n")
+        counts.append(middle.count("\n"))
+    assert 1 in counts
+    assert max(counts) > 1
+
+
 def test_only_answers_weigh_fully(models: Path) -> None:
     tokenizer, part = tokenizers.load(models / "tinychat"), Part("chat", 1, form="chat")
     [(ids, weights)] = data.encode_rows([chat(3)], models / "tinychat", part, 256)
@@ -240,11 +263,20 @@ def test_orthogonal_moves_singular_values_close_to_one() -> None:
 def test_what_repeats_teaches_nothing() -> None:
     straight = torch.arange(distil.PROMPT + distil.NEW)
     circling = straight.clone()
-    circling[150:170] = circling[100:120]
+    circling[90:106] = circling[70:86]
     percent = distil.fresh(torch.stack([straight, circling]))
     assert percent.shape == (2, distil.PROMPT + distil.NEW - 1)
-    assert torch.all(percent[0] == 100)
-    assert torch.nonzero(percent[1] == 0).flatten().tolist() == list(range(149, percent.shape[1]))
+    assert percent[0].tolist() == [distil.GIVEN] * (distil.PROMPT - 1) + [100] * distil.NEW
+    assert torch.nonzero(percent[1] == 0).flatten().tolist() == list(range(89, percent.shape[1]))
+
+
+def test_continuations_and_text_take_turns_in_their_shares() -> None:
+    ids, percent = torch.full((5, 4), 7), torch.ones(5, 3)
+    text = (torch.zeros(2, 4), torch.ones(2, 3))
+    mixed = itertools.islice(distil.alternate(itertools.repeat(text), (ids, percent), 3, 0), 40)
+    own = [bool((batch[0] == 7).all()) for batch in mixed]
+    assert sum(own) == 40 * distil.OWN
+    assert set(own[:4]) == {True, False}
 
 
 def test_distance_from_the_teacher_is_least_where_both_agree() -> None:

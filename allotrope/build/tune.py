@@ -24,6 +24,7 @@ _SAMPLES = {"full": 9, "fast": 3}
 _BUDGET_S = {"full": 0.5, "fast": 0.1}
 _LEAST_NOISE = 0.02  # of a timing: two builds should not differ over less
 _HOPELESS = 3.0  # so many times slower than another tactic: not worth more samples
+MOST_ROWS = 8192  # that a tactic without a bound must be able to serve, for a runtime may ask for as many
 _RECORDED = 32  # calls in a graph that is timed
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # what torch raises, out of memory too
 
@@ -43,8 +44,8 @@ class Tuner:
     def trials(self, task: Task) -> tuple[tuple[Trial, ...], ...]:
         """For each bucket of the task, a trial of every tactic, in listing order."""
         found = []
-        for problem in task.problems:
-            found.append(self._bucket(problem))
+        for (bound, _), problem in zip(task.buckets, task.problems, strict=True):
+            found.append(self._bucket(problem, with_rows(problem, MOST_ROWS) if bound is None else problem))
             self.advance()
         return tuple(tuple(trials) for trials in found)
 
@@ -67,9 +68,9 @@ class Tuner:
             self.timings.add_proven([first, *others], small, effort)
         return reason
 
-    def _bucket(self, problem: Problem) -> list[Trial]:
+    def _bucket(self, problem: Problem, largest: Problem) -> list[Trial]:
         tactics = registry.tactics(problem.op)
-        trials = [self._refused(tactic, problem) for tactic in tactics]
+        trials = [self._refused(tactic, problem, largest) for tactic in tactics]
         if any(trial.refusal is None for trial in trials):
             trials = self._check(tactics, trials, problem)
         effort, usable = self.options.tune, [trial for trial in trials if trial.refusal is None]
@@ -77,13 +78,13 @@ class Tuner:
             return trials
         return self._time(tactics, trials, problem, effort)
 
-    def _refused(self, tactic: Tactic, problem: Problem) -> Trial:
+    def _refused(self, tactic: Tactic, problem: Problem, largest: Problem) -> Trial:
         """The tactic's own answer, and the user's."""
         packings = tuple(sorted(tactic.packings().items()))
         trial = Trial(tactic.name, tactic.version, None, packings, capturable=tactic.capturable)
         if tactic.name in self.options.without or f"{problem.op}/{tactic.name}" in self.options.without:
             return replace(trial, refusal="taken out with --without")
-        reason = tactic.why_not(problem, self.device)
+        reason = tactic.why_not(problem, self.device) or tactic.why_not(largest, self.device)
         if reason is not None:
             return replace(trial, refusal=reason)
         return replace(trial, row_class=tactic.row_class(problem, self.device))
@@ -150,6 +151,11 @@ class Tuner:
                 samples = time_calls(call, self.device, samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort]).samples
         least, *others = sorted(sample / each for sample in samples)
         return Measured(least, max(_LEAST_NOISE * least, min(others, default=least) - least))
+
+
+def with_rows(problem: Problem, rows: int) -> Problem:
+    """The problem with so many rows."""
+    return replace(problem, axes={**problem.axes, registry.contract(problem.op).rows: rows})
 
 
 def _checked(tactic: Tactic, case: check.Case) -> check.CheckResult:

@@ -6,7 +6,7 @@ reads, how much workspace the largest step needs. A step then only slices buffer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Call, Plan
@@ -16,7 +16,7 @@ from allotrope.hw.device import Device
 from allotrope.ops.contract import Array
 from allotrope.ops.sample import ADJUSTMENTS
 from allotrope.runtime.buffers import Buffers, allocate, fill_poison, make_caches, torch_dtype
-from allotrope.runtime.program import Program, Tap
+from allotrope.runtime.program import After, Program, Tap
 from allotrope.runtime.results import Clock, Results
 from allotrope.runtime.step import LAST_DRAWN, Pending, StepInput, StepOutput
 from allotrope.runtime.step_tensors import promises, step_arrays, to_device
@@ -71,7 +71,10 @@ class EagerExecutor:
         self._reserve({TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests})
 
     def run(self, step: StepInput, tap: Tap | None = None) -> StepOutput:
-        """Compute one step. `tap(call, outs)` sees each call's outputs just made, and may overwrite them."""
+        """Compute one step. `tap(call, outs)` sees each call's outputs just made, and may overwrite them.
+
+        Or it gives inputs, by operand, and the call is made again with those in place of its own.
+        """
         return self._launch(step, tap).wait()
 
     def launch(self, step: StepInput) -> Pending:
@@ -103,16 +106,16 @@ class EagerExecutor:
 
             torch.cuda.empty_cache()  # back to the driver, not only to torch
 
-    def _after(self, tap: Tap | None) -> Callable[[Call, dict[str, Array], bool], None] | None:
+    def _after(self, tap: Tap | None) -> After | None:
         """What happens after each call, if anything."""
         if tap is None and not self._drop_resident:
             return None
 
-        def after(call: Call, outs: dict[str, Array], weighed: bool) -> None:
-            if tap is not None:
-                tap(call, outs)
+        def after(call: Call, outs: dict[str, Array], weighed: bool) -> Mapping[str, Array] | None:
+            others = None if tap is None else tap(call, outs)
             if self._drop_resident and weighed:
                 self._engine.forget()
+            return others
 
         return after
 

@@ -23,7 +23,8 @@ from allotrope.runtime.weights import Weights
 if TYPE_CHECKING:
     import torch
 
-Tap = Callable[[Call, dict[str, Array]], None]
+Tap = Callable[[Call, dict[str, Array]], Mapping[str, Array] | None]
+After = Callable[[Call, dict[str, Array], bool], Mapping[str, Array] | None]
 _UNIT = 16  # rows: attention over more of padding takes longer than copying a few rows into tiles
 ALIGN = 64  # bytes: what a workspace's size is rounded up to
 
@@ -85,12 +86,13 @@ class Program:
         slots: dict[str, Any],
         rows: Mapping[str, int],
         workspace: torch.Tensor | None,
-        after: Callable[[Call, dict[str, Array], bool], None] | None = None,
+        after: After | None = None,
         promises: Mapping[str, Mapping[str, Scalar]] | None = None,
     ) -> None:
         """Call by call, over the tensors behind `slots`; a result that a tactic made itself takes its slot there.
 
-        `after(call, outs, weighed)` is told what was just made, and whether weights were read.
+        `after(call, outs, weighed)` is told what was just made, and whether weights were read. It may give other
+        inputs, with which the call is made again.
 
         `promises`, by op, are parameters that hold for these rows.
         """
@@ -104,11 +106,10 @@ class Program:
                 ins[operand] = slots[slot]
             outs = {operand: slots[slot] for operand, slot in bound.outs}
             params = {**bound.params, **(promises or {}).get(bound.call.op, {})}
-            own = choice.tactic.run(outs, ins, params, workspace if bound.needs[choice.tactic.name] else None)
-            if own:
-                _take(own, outs, bound, slots)
-            if after is not None:
-                after(bound.call, outs, bool(choice.weights))
+            room = workspace if bound.needs[choice.tactic.name] else None
+            _take(choice.tactic.run(outs, ins, params, room), outs, bound, slots)
+            if after is not None and (others := after(bound.call, outs, bool(choice.weights))):
+                _take(choice.tactic.run(outs, {**ins, **others}, params, room), outs, bound, slots)
 
     def _needs(self, call: Call, tactic: Tactic, rows: int, load: Load, known: dict[tuple[str, str], int]) -> int:
         posed = problem(self.plan, call, Load(rows, min(rows, load.requests), load.context, load.page_size, load.pages))
@@ -125,8 +126,10 @@ class Program:
         return known[key]
 
 
-def _take(own: Mapping[str, Array], outs: dict[str, Array], bound: Bound, slots: dict[str, Any]) -> None:
+def _take(own: Mapping[str, Array] | None, outs: dict[str, Array], bound: Bound, slots: dict[str, Any]) -> None:
     """Results that a tactic made itself take their slots' places; one that others see parts of is copied there."""
+    if not own:
+        return
     for operand, slot in bound.outs:
         if operand in own and slot in bound.whole:
             outs[operand] = slots[slot] = own[operand]

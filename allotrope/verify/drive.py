@@ -21,8 +21,12 @@ from allotrope.runtime.step import WANT_ALL, WANT_LAST, StepInput, StepOutput
 
 PAGE_SIZE = 16
 Index = torch.Tensor
-Visit = Callable[[Call, Mapping[str, torch.Tensor], Index], None]
-"""`visit(call, outs, index)`: `index` gives, for each row of the outputs, its row among all sequences' tokens."""
+Others = Mapping[str, torch.Tensor] | None
+Visit = Callable[[Call, Mapping[str, torch.Tensor], Index], Others]
+"""`visit(call, outs, index)`: `index` gives, for each row of the outputs, its row among all sequences' tokens.
+
+What it gives are inputs with which the call is made again.
+"""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Driver:
         return rows
 
 
-def _with_index(visit: Visit, index: Index) -> Callable[[Call, dict[str, Any]], None]:
+def _with_index(visit: Visit, index: Index) -> Callable[[Call, dict[str, Any]], Others]:
     return lambda call, outs: visit(call, outs, index)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from allotrope.artifact.plan import Call, Plan
 from allotrope.ops import check
-from allotrope.verify.drive import Driver, block_ends
+from allotrope.verify.drive import Driver, Others, block_ends
 from allotrope.verify.oracle import LOGITS, ROTATION, Oracle, Values
 from allotrope.verify.places import HEAD, Place, Places, block_probes
 from allotrope.verify.records import BlockRow, Located, OpRow
@@ -58,14 +58,17 @@ def _record_blocks(driver: Driver, plan: Plan, sequences: Sequences, given: Mapp
     ends = {path: block for block, path in block_ends(plan).items()}
     taken: Taken = {}
 
-    def visit(call: Call, outs: Mapping[str, torch.Tensor], index: torch.Tensor) -> None:
+    def visit(call: Call, outs: Mapping[str, torch.Tensor], index: torch.Tensor) -> Others:
         block = ends.get(call.path)
         if block is None:
-            return
+            return None
         stream = next(outs[operand] for operand, slot in call.outs.items() if slot == f"b:{plan.hidden}")
         _take(taken, block, stream, index, sequences)
-        if block in given:
-            stream.copy_(given[block].to(stream.device)[index])
+        if block not in given:
+            return None
+        stream.copy_(given[block].to(stream.device)[index])
+        # The norm that is fused to a block's last sum belongs to the next block: it must see what that is given.
+        return {"x": torch.zeros_like(stream), "residual": stream} if call.op == "add_norm" else None
 
     logits = driver.walk(sequences, visit)
     return {block: taken[block] for block in ends.values()} | {HEAD: logits}

@@ -33,13 +33,14 @@ class Place:
     site_columns: tuple[int, int] | None = None
     rotated_heads: int | None = None  # the value is what stands at the probe, rotated
     cache: str | None = None  # the value was moved into this cache, bit for bit
+    operand: str = "out"  # the call's, that holds it
 
     def of_engine(self, outs: Mapping[str, torch.Tensor], cache_rows: torch.Tensor) -> torch.Tensor:
         """This place's columns of the call's output: a view; of a cache, the rows that were written."""
         if self.cache is not None:
             whole = outs[self.cache]
             return whole.reshape(-1, whole.shape[-1])[cache_rows]
-        out = outs["out"]
+        out = outs[self.operand]
         return out if self.columns is None else out[:, self.columns[0] : self.columns[1]]
 
     def of_oracle(self, values: Values, round_to: torch.dtype | None = None) -> torch.Tensor:
@@ -95,6 +96,11 @@ def parts_of(call: Call, plan: Plan) -> Iterator[tuple[str, tuple[int, int] | No
         start += shape[0]
 
 
+def norm_behind(call: Call) -> str | None:
+    """The path that the norm had which is fused to a sum; None where there is none, or nothing tells."""
+    return name(call.ins["weight"]).removesuffix(".weight") if call.op == "add_norm" and "weight" in call.ins else None
+
+
 class Places:
     """Every place of a plan's chosen blocks, with the probes that show them."""
 
@@ -103,15 +109,18 @@ class Places:
         self.probes: dict[str, Probe] = {}
         self.by_call: dict[str, tuple[Place, ...]] = {}
         for call in plan.calls:
-            if block_of(call.path) not in blocks:
-                continue
-            if call.op == "kv_write":
-                found = [self._cached(call, which) for which in "kv"]
-            elif kind(call.outs.get("out", "")) == "b":
-                found = [self._place(path, columns, call) for path, columns in parts_of(call, plan)]
-            else:
-                continue
-            self.by_call[call.path] = tuple(place for place in found if place is not None)
+            found = list[Place | None]()
+            if block_of(call.path) in blocks:
+                if call.op == "kv_write":
+                    found += [self._cached(call, which) for which in "kv"]
+                elif kind(call.outs.get("out", "")) == "b":
+                    found += [self._place(path, columns, call) for path, columns in parts_of(call, plan)]
+            norm = norm_behind(call)
+            if norm is not None and block_of(norm) in blocks:
+                behind = self._place(norm, None, call)
+                found.append(None if behind is None else replace(behind, operand="normed"))
+            if found:
+                self.by_call[call.path] = tuple(place for place in found if place is not None)
 
     def __iter__(self) -> Iterator[Place]:
         for places in self.by_call.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,23 @@ from tools.train import fit, network
 from tools.train.packing import Batch, Reading
 from tools.train.spec import Spec
 
-PROMPT, NEW = 64, 128  # tokens of a text's beginning, and of what the teacher adds
-PROMPTS = 65_536  # at most; a short run makes no more than it can read
-TOGETHER = 4096  # continuations that are written at a time
+PROMPT, NEW = 64, 48  # tokens of a text's beginning, and of what the teacher adds
+PROMPTS = 1_048_576  # at most; a short run makes no more than it can read
+TOGETHER = 16_384  # continuations that are written at a time
+OWN = 0.9  # of the batches are the teacher's continuations, the others are text
+GIVEN = 10  # percent that a prompt's tokens weigh beside those that the teacher wrote
 GRAM = 8  # from where a continuation repeats so many tokens in a row it runs in circles, and teaches nothing
-FORCED = 0.5  # of the loss is about the teacher's likeliest token, which is what a greedy draft needs
+FORCED = 0.9  # of the loss is about the teacher's likeliest token, which is what a greedy draft needs
 
 
 def course(spec: Spec, model: Any, work: Path, vocabulary: Path, teacher: Path, device: str) -> fit.Course:
-    """Batches of text and of continuations, in turn."""
+    """Batches of text and of continuations."""
     large = load(spec, teacher, device)
     training, judged = fit.read(spec, "train", work, vocabulary), fit.read(spec, "heldout", work, vocabulary)
     recipe = spec.recipe
     count = min(PROMPTS, recipe.steps * recipe.rows * recipe.window // (PROMPT + NEW))
     written = continuations(large, training, count, device)
-    straight = float(written[1][:, PROMPT:].float().mean())
+    straight = float((written[1][:, PROMPT - 1 :] > 0).float().mean() * 100)
     fit.say(f"{spec.name} {len(written[0]):,} continuations by {spec.teacher}, {straight:.0f} % before they repeat")
     rows = max(1, recipe.rows * recipe.window // (PROMPT + NEW))
 
@@ -102,21 +105,25 @@ def greedy(teacher: Any, prompts: torch.Tensor) -> torch.Tensor:
 
 
 def fresh(ids: torch.Tensor) -> torch.Tensor:
-    """100 percent for each token after the first, but nothing from where a row says `GRAM` tokens a second time."""
+    """Percent for each token after the first: none from where the teacher says `GRAM` tokens a second time."""
     grams = ids[:, PROMPT:].unfold(1, GRAM, 1)
     again = torch.zeros(grams.shape[:2], dtype=torch.bool, device=ids.device)
     for ahead in range(1, grams.shape[1]):
         again[:, ahead:] |= (grams[:, ahead:] == grams[:, :-ahead]).all(-1)
     circling = functional.pad(again.cumsum(1) > 0, (PROMPT, 0))
     circling = torch.cat([circling, circling[:, -1:].expand(-1, GRAM - 1)], 1)
-    return (~circling[:, 1:]).to(torch.uint8) * 100
+    percent = (~circling[:, 1:]).to(torch.uint8) * 100
+    percent[:, : PROMPT - 1] = GIVEN
+    return percent
 
 
 def alternate(texts: Iterator[Batch], written: Batch, rows: int, seed: int) -> Iterator[Batch]:
-    """A batch of text, a batch of continuations, and so on."""
+    """Batches of text and of continuations, the latter in the share `OWN`, evenly spread."""
     ids, percent = written
     random = torch.Generator(ids.device).manual_seed(seed)
-    while True:
-        yield next(texts)
-        chosen = torch.randint(len(ids), (rows,), generator=random, device=ids.device)
-        yield ids[chosen], percent[chosen]
+    for turn in itertools.count():
+        if int((turn + 1) * OWN) == int(turn * OWN):
+            yield next(texts)
+        else:
+            chosen = torch.randint(len(ids), (rows,), generator=random, device=ids.device)
+            yield ids[chosen], percent[chosen]

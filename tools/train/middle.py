@@ -18,16 +18,20 @@ from tools.train.data import Ids
 PREFIX, SUFFIX, MIDDLE = "<fim_prefix>", "<fim_suffix>", "<fim_middle>"
 AT_LINES = 0.6  # of the cuts are where a line begins
 SHORT = 0.6  # of the middles are short, from a few tokens to some hundred
+ONE_LINE = 0.6  # of the middles that are whole lines are a single one; the others have two, three …
 SUFFIX_FIRST = 0.5  # of the rearranged texts put the suffix before the prefix
 SHORTEST = 8  # tokens of a piece that is worth a cut
 WINDOW = 48  # tokens on either side of a cut in which the beginning of a word is looked for
 
 
 class Cutter:
-    """Cuts sequences of tokens of one vocabulary, byte-level with GPT-2's words."""
+    """Cuts sequences of tokens of one vocabulary, byte-level with GPT-2's words.
 
-    def __init__(self, tokenizer: Tokenizer, random: np.random.Generator) -> None:
-        self._tokenizer, self._random = tokenizer, random
+    Of the middles, `lines` are whole lines: what is asked for while somebody writes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, random: np.random.Generator, *, lines: float = 0.0) -> None:
+        self._tokenizer, self._random, self._lines = tokenizer, random, lines
         pieces = [tokenizer.decode([token], skip_special=False) for token in range(tokenizer.vocab_size)]
         # A space before something else always begins a word, so tokens from there on do not depend on those before.
         self._word = np.array([len(piece) > 1 and piece[0] == " " and not piece[1].isspace() for piece in pieces])
@@ -46,13 +50,23 @@ class Cutter:
         if self._random.random() >= share:
             left, right = self._cut(body, self._place(body, 0))
             return [*left, *right, *tail]
-        first = self._place(body, 0)
-        second = self._place(body, first, near=self._random.random() < SHORT)
-        before, rest = self._cut(body, first)
-        middle, after = self._cut(np.array(rest, np.uint16), max(second - first, 1))
+        first, second = self._places(body)
+        # The later cut comes first: it leaves the tokens before it where they are.
+        rest, after = self._cut(body, second)
+        before, middle = self._cut(np.array(rest, np.uint16), first)
         if self._random.random() < SUFFIX_FIRST:
             return [self._prefix, self._suffix, *after, self._middle, *before, *middle, self._end]
         return [self._prefix, *before, self._suffix, *after, self._middle, *middle, self._end]
+
+    def _places(self, ids: Ids) -> tuple[int, int]:
+        """Two tokens to cut in: anywhere, or around a line or a few."""
+        ends = np.flatnonzero(self._line[ids])
+        if len(ends) > 1 and self._random.random() < self._lines:
+            first = int(self._random.integers(0, len(ends) - 1))
+            second = min(first + int(self._random.geometric(ONE_LINE)), len(ends) - 1)
+            return int(ends[first]), int(ends[second])
+        place = self._place(ids, 0)
+        return place, self._place(ids, place, near=self._random.random() < SHORT)
 
     def _place(self, ids: Ids, low: int, *, near: bool = False) -> int:
         """A token to cut in, from `low` on: any one, or the next in which a line ends."""

@@ -45,6 +45,7 @@ FILLING, WRITTEN = 20, 12  # rows of a batch; the others are text
 HEADERS = 24_000  # functions for which bodies are written in a round
 TEMPERATURES = (0.3, 0.7)
 LONGEST = 256  # tokens of a header
+WHOLE_LINES = 0.7  # of the middles
 GIVEN, LEARNED, AVOIDED = 15, 50, -100  # percent: around a middle, a good body, a repeated line
 FILL_WORKERS = 6
 ROUNDINGS = (quantised.int4_group, quantised.int4_group, quantised.int4_group_offset, None)
@@ -146,7 +147,7 @@ class Fills(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         random = np.random.default_rng((RECIPE.seed, worker.id if worker else 0))
-        cutter = Cutter(self._source.tokenizer, random)
+        cutter = Cutter(self._source.tokenizer, random, lines=WHOLE_LINES)
         middle = self._source.tokenizer.encode(MIDDLE, special=False)[0]
         [pieces] = [found for part, found in zip(self._source.parts, self._source.pieces, strict=True) if _short(part)]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from allotrope.hw.device import Device
-from allotrope.ops.contract import ELEMENT_BYTES, Problem, Scalar
+from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.pairs import memo_of
 from allotrope.ops.rotary.reference import exponents, fixed_frequencies, growth
 
@@ -58,18 +58,18 @@ def by_tables(
 
 def matrices_refuse(problem: Problem, device: Device) -> str | None:
     """Where matrices are of no use."""
-    rows, dim, size = problem.axes["rows"], int(problem.params["dim"]), ELEMENT_BYTES[problem.dtype]
-    if dim != int(problem.params["head_dim"]):
+    if int(problem.params["dim"]) != int(problem.params["head_dim"]):
         return "a matrix turns a head's channels all together, and here some are not turned"
-    if rows * dim * dim * size > MATRIX_BYTES:
-        return f"{rows} rows would need {rows * dim * dim * size} bytes of matrices, more than {MATRIX_BYTES}"
     return None
 
 
 def by_matrices(
     out: Mapping[str, Tensor], ins: Mapping[str, Any], params: Mapping[str, Scalar], workspace: Tensor | None
 ) -> None:
-    """All heads of a row times the row's own rotation matrix: one kernel."""
+    """All heads of a row times the row's own rotation matrix: one kernel. Of many rows, tables."""
+    if len(ins["x"]) * int(params["dim"]) ** 2 * ins["x"].element_size() > MATRIX_BYTES:
+        by_tables(out, ins, params, workspace)
+        return
     memo, key = memo_of(ins), _key("matrices", params)
     if key not in memo:
         cos, sin = (torch.diag_embed(part.to(ins["x"].dtype)) for part in angles(ins, params))

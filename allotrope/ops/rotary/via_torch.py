@@ -53,5 +53,7 @@ def _library(problem: Problem, device: Device) -> str:
 TACTICS = (
     FunctionTactic("rotary", "torch", _run, refuses=_refuses),
     FunctionTactic("rotary", "torch_tables", turns.by_tables, refuses=_refuses),
-    FunctionTactic("rotary", "torch_matrices", turns.by_matrices, refuses=_matrices_refuse, rowwise=_library),
+    FunctionTactic(
+        "rotary", "torch_matrices", turns.by_matrices, refuses=_matrices_refuse, rowwise=_library, version=2
+    ),
 )

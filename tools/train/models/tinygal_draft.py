@@ -6,7 +6,7 @@ from tools.train.spec import Recipe, Spec, Vocabulary
 SPEC = Spec(
     name="tinygal-draft",
     family="opt",
-    config=config(hidden=64, heads=2, ffn=128, layers=2),
+    config=config(hidden=48, heads=3, ffn=192, layers=5),
     generation=GENERATION,
     tokenizer=TOKENIZER,
     vocabulary=Vocabulary("galactica", 2048, shared="tinygal"),
