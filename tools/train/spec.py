@@ -21,8 +21,8 @@ WORK = ROOT / "build" / "train"
 class Part:
     """A kind of text and its share of the tokens.
 
-    `form` says how a row becomes tokens: `text`, `function` (a function's code alone), `summary` (a function,
-    " TL;DR:", its summary) or `chat`. Of a part with `middle`, that fraction of the pieces is rearranged for filling
+    `form` says how a row becomes tokens: `text`, `function` (a function with its summary as docstring), `summary` (a
+    function, " TL;DR:", its summary) or `chat`. Of a part with `middle`, that fraction of the pieces is rearranged for filling
     in the middle. `only` keeps the rows whose `project` it names.
     """
 
