@@ -22,8 +22,8 @@ class Part:
     """A kind of text and its share of the tokens.
 
     `form` says how a row becomes tokens: `text`, `function` (a function with its summary as docstring), `summary` (a
-    function, " TL;DR:", its summary) or `chat`. Of a part with `middle`, that fraction of the pieces is rearranged for filling
-    in the middle. `only` keeps the rows whose `project` it names.
+    function, " TL;DR:", its summary) or `chat`. Of a part with `middle`, that fraction of the pieces is rearranged for
+    filling in the middle. `only` keeps the rows whose `project` it names.
     """
 
     kind: str
