@@ -79,6 +79,18 @@ def test_an_archive_that_says_otherwise_is_refused(metadata: str, text: str, say
         check_licence(SOURCE, message_from_string(metadata), {"LICENSE": text})
 
 
+def test_of_licences_that_all_bind_each_has_its_text() -> None:
+    both = replace(SOURCE, license="Apache-2.0 AND MIT")
+    metadata = message_from_string("License-Expression: Apache-2.0 AND MIT\n")
+    texts = {"LICENSE": "Apache License\n  Version 2.0", "vendor/LICENSE": MIT_TEXT}
+    assert check_licence(both, metadata, texts)["text"] == "LICENSE, vendor/LICENSE"
+    with pytest.raises(SourceError, match="no text of MIT in the archive"):
+        check_licence(both, metadata, {"LICENSE": texts["LICENSE"]})
+    either = replace(SOURCE, license="Apache-2.0 OR MIT")
+    one = message_from_string("License-Expression: Apache-2.0 OR MIT\n")
+    assert check_licence(either, one, {"LICENSE": MIT_TEXT})["text"] == "LICENSE"
+
+
 def test_a_held_out_name_that_is_not_listed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sources.toml"
     path.write_text('heldout = ["absent"]\n[project.a]\nversion="1"\nlicense="MIT"\narchive="wheel"\nsha256="00"\n')
