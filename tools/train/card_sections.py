@@ -37,7 +37,7 @@ def opening(spec: Spec) -> str:
             "",
             "```sh",
             f"allotrope build models/{spec.name} -o engine",
-            f"allotrope {SHOW[spec.name]}",
+            SHOW[spec.name],
             "allotrope verify engine",
             "```",
         ]
