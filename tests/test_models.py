@@ -223,6 +223,25 @@ def test_the_card_states_what_was_recorded(name: str) -> None:
     assert (MODELS / name / "loss.svg").read_text(encoding="utf-8") == card.curve(records)
 
 
+def test_the_readme_states_what_was_recorded() -> None:
+    rows = [line for line in (MODELS.parent / "README.md").read_text(encoding="utf-8").split("\n") if "| `" in line]
+    told = {name: row for row in rows for name in NAMES if f"`{name}`" in row.split("|")[1]}
+    assert set(told) == set(NAMES)
+    for name, row in told.items():
+        found = record(name, "evaluation.json")
+        wanted = [f"{found['parameters'] / 1e6:.1f}M", f"{found['text']['bits_per_byte']:.2f}"]
+        wanted.append(f"({found['text']['xz_9']:.2f})")
+        match name:
+            case "pycoder":
+                wanted.append(f"{found['bodies']['two_statements_and_parse']:.0%}".replace("%", " %"))
+            case "docsum":
+                wanted.append(f"{found['summaries']['model']['rouge1']:.3f}")
+                wanted.append(f"{found['summaries']['baselines']['name in words']['rouge1']:.3f}")
+            case "tinychat":
+                wanted.append(f"{found['chat']['stopped']:.0%}".replace("%", " %"))
+        assert [figure for figure in wanted if figure not in row] == [], f"README.md, {name}"
+
+
 def test_sources_are_pinned_and_permitted() -> None:
     pinned = {source.name: (source.version, source.heldout) for source in read_list()}
     table = json.loads((DATA / "sources.json").read_text(encoding="utf-8"))

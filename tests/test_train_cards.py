@@ -45,10 +45,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / "stories" / f"{split}.jsonl.xz", stories)
     counts = {"code_bytes": 9, "docs_bytes": 9, "functions": 9}
     table = [{**row, **(dict.fromkeys(counts, 0) if row["project"] == "empty" else counts)} for row in SOURCES]
-    (folder / "sources.json").write_text(json.dumps(table))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heldout, "_TESTED", 12)  # so that some functions are left for docsum's text
         heldout.write_heldout(folder, folder / "data")
+    (folder / "data" / "sources.json").write_text(json.dumps(table))
     return folder
 
 
@@ -96,7 +96,7 @@ def test_evaluation_and_card(models: Path, work: Path, name: str, capsys: pytest
         low, high = found["chat_beyond_training_length"]["prompt_tokens"]
         assert 512 < low <= high <= 700
 
-    assert card.main(options) == 0
+    assert card.main([name, "--out", str(models)]) == 0
     page = (models / name / "README.md").read_text()
     assert page.startswith("---\nlicense: apache-2.0\n")
     assert f"{text['bits_per_byte']:.3f}" in page and f"{text['xz_9']:.3f}" in page

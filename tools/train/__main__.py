@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from allotrope.errors import AllotropeError
+from allotrope.hw.detect import detect
 from tools.train.spec import MODELS, WORK, Spec, load, names
 
 
@@ -46,22 +48,20 @@ def tokenizer(argv: list[str]) -> int:
 
 def fit(argv: list[str]) -> int:
     """Train; several models are trained side by side, each in a process of its own."""
-    parser = _parser("fit", several=True)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default %(default)s")
-    parser.add_argument("--steps", type=int, help="other than the model's own number, to try something")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=NUMBER", help="another value in the recipe, to try something"
-    )
+    parser = _training(_parser("fit", several=True))
     parser.add_argument(
         "--vocabularies", type=Path, help="folder with the tokenizers' files (default: --out, else models)"
     )
     chosen = parser.parse_args(argv)
-    if len(chosen.names) > 1:
-        return _side_by_side(chosen.names, [word for word in argv if word not in chosen.names])
+    detect(chosen.device)
+    specs = [changed(load(name), chosen.set) for name in chosen.names]
+    if len(specs) > 1:
+        vocabularies = ["--vocabularies", str(chosen.vocabularies)] if chosen.vocabularies else []
+        return _side_by_side(specs, [*_places(chosen), *_tried(chosen), *vocabularies])
     from tools.train.fit import fit as run
 
-    [name] = chosen.names
-    spec = changed(load(name), [*chosen.set, *([f"steps={chosen.steps}"] if chosen.steps else [])])
+    [spec] = specs
+    name = spec.name
     places = [chosen.vocabularies] if chosen.vocabularies else [chosen.out, MODELS]
     vocabulary = next((place / name for place in places if (place / name / "tokenizer_config.json").is_file()), None)
     if vocabulary is None:
@@ -75,11 +75,15 @@ def fit(argv: list[str]) -> int:
 def polish(argv: list[str]) -> int:
     """Train pycoder some more, on its own writing."""
     parser = _parser("polish", several=False)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default %(default)s")
+    _device(parser)
     chosen = parser.parse_args(argv)
+    detect(chosen.device)
+    spec = load(chosen.names[0])
+    if spec.polished and not (chosen.out / spec.name / "model.safetensors").is_file():
+        raise SystemExit(f"{chosen.out / spec.name} has no weights; run `python -m tools.train fit {spec.name}` first")
     from tools.train.polish import polish as run
 
-    run(load(chosen.names[0]), chosen.work, chosen.out, chosen.device)
+    run(spec, chosen.work, chosen.out, chosen.device)
     return 0
 
 
@@ -99,19 +103,23 @@ def card(argv: list[str]) -> int:
 
 def everything(argv: list[str]) -> int:
     """All steps for models whose corpus is there; options are the training's."""
-    parser = _parser("all", several=True)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default %(default)s")
-    chosen = parser.parse_args(argv)
-    places = ["--work", str(chosen.work), "--out", str(chosen.out)]
-    device = ["--device", chosen.device]
+    chosen = _training(_parser("all", several=True)).parse_args(argv)
+    detect(chosen.device)
+    places, device = _places(chosen), ["--device", chosen.device]
     for name in chosen.names:
-        second = [(polish, places + device)] if load(name).polished else []
-        steps = [(tokenizer, places), (fit, places + device), *second, (evaluate, places + device)]
+        spec = changed(load(name), chosen.set)
+        # The second training has steps of its own: a trial with few of them stops after the first.
+        second = [(polish, [*places, *device])] if spec.polished and not chosen.set else []
+        steps = [
+            (tokenizer, places),
+            (fit, [*places, *_tried(chosen)]),
+            *second,
+            (evaluate, [*places, *device]),
+            (card, ["--out", str(chosen.out)]),
+        ]
         for step, options in steps:
             if code := step([name, *options]):
                 return code
-        if code := card([name, *places]):
-            return code
     return 0
 
 
@@ -121,16 +129,19 @@ def changed(spec: Spec, settings: Sequence[str]) -> Spec:
     found: dict[str, float] = {}
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key not in kinds or not value.replace(".", "", 1).replace("e-", "", 1).isdigit():
-            raise SystemExit(f"--set {setting}: give KEY=NUMBER, where KEY is one of {', '.join(kinds)}")
-        found[key] = kinds[key](float(value))
+        try:
+            number = float(value)
+            found[key] = kinds[key](number)
+        except (KeyError, ValueError, OverflowError):
+            raise SystemExit(f"--set {setting}: give KEY=NUMBER, where KEY is one of {', '.join(kinds)}") from None
+        if kinds[key] is not float and found[key] != number:
+            raise SystemExit(f"--set {setting}: {key} takes {'0 or 1' if kinds[key] is bool else 'a whole number'}")
     return replace(spec, recipe=replace(spec.recipe, **found))  # type: ignore[arg-type]
 
 
-def _side_by_side(chosen: Sequence[str], rest: Sequence[str]) -> int:
+def _side_by_side(specs: Sequence[Spec], options: Sequence[str]) -> int:
     """A process per model; one with a teacher among the others waits for it."""
-    specs = {name: load(name) for name in chosen}
-    waiting = dict(specs)
+    waiting = {spec.name: spec for spec in specs}
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: list[str] = []
     while waiting or running:
@@ -139,7 +150,7 @@ def _side_by_side(chosen: Sequence[str], rest: Sequence[str]) -> int:
                 failed.append(name)
                 del waiting[name]
             elif spec.teacher not in waiting and spec.teacher not in running:
-                running[name] = subprocess.Popen([sys.executable, "-m", "tools.train", "fit", name, *rest])
+                running[name] = subprocess.Popen([sys.executable, "-m", "tools.train", "fit", name, *options])
                 del waiting[name]
         for name, process in list(running.items()):
             try:
@@ -157,6 +168,27 @@ def _parser(step: str, *, several: bool) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=WORK, help="where the corpus lies (default %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS, help="where models are written (default %(default)s)")
     return parser
+
+
+def _training(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What may be tried in training, all of it in `set`: `--steps 3` is `--set steps=3`."""
+    _device(parser)
+    told: dict[str, Any] = {"dest": "set", "action": "append", "default": []}
+    parser.add_argument("--steps", type="steps={}".format, metavar="NUMBER", help="fewer, to try something", **told)
+    parser.add_argument("--set", metavar="KEY=NUMBER", help="another value in the recipe, to try something", **told)
+    return parser
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default %(default)s")
+
+
+def _places(chosen: argparse.Namespace) -> list[str]:
+    return ["--work", str(chosen.work), "--out", str(chosen.out)]
+
+
+def _tried(chosen: argparse.Namespace) -> list[str]:
+    return ["--device", chosen.device, *(f"--set={setting}" for setting in chosen.set)]
 
 
 STEPS: dict[str, Callable[[list[str]], int]] = {

@@ -15,7 +15,7 @@ from tools.train import card_sections as sections
 from tools.train import chart
 from tools.train.evaluate import DATA
 from tools.train.evaluate import FILE as EVALUATION
-from tools.train.spec import MODELS, WORK, Spec, load
+from tools.train.spec import MODELS, Spec, load
 
 TRAINING, SOURCES, CARD, CURVE = "training.json", "sources.json", "README.md", "loss.svg"
 
@@ -39,23 +39,14 @@ def main(argv: list[str] | None = None) -> int:
     """Entry of the step; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m tools.train card", description=__doc__)
     parser.add_argument("name", metavar="NAME", help="a model that has been trained and evaluated")
-    parser.add_argument("--work", type=Path, default=WORK, help="where the corpus is (%(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS, help="where the models are (%(default)s)")
     chosen = parser.parse_args(argv)
-    keep_sources(chosen.work)
     folder = chosen.out / chosen.name
     records = Records.read(chosen.name, folder, DATA / SOURCES)
     (folder / CURVE).write_text(curve(records), encoding="utf-8")
     (folder / CARD).write_text(card(records, folder), encoding="utf-8")
     sys.stdout.write(f"{folder / CARD}\n")
     return 0
-
-
-def keep_sources(work: Path) -> None:
-    """The table of sources goes with the models, so that cards can be made again without the corpus."""
-    if (work / SOURCES).is_file():
-        table = ",\n".join(f" {json.dumps(row)}" for row in _json(work / SOURCES))
-        (DATA / SOURCES).write_text(f"[\n{table}\n]\n", encoding="utf-8")
 
 
 def curve(records: Records) -> str:

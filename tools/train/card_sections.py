@@ -37,7 +37,7 @@ def opening(spec: Spec) -> str:
             "",
             "```sh",
             f"allotrope build models/{spec.name} -o engine",
-            f"allotrope {SHOW[spec.name]}",
+            SHOW[spec.name],
             "allotrope verify engine",
             "```",
         ]
@@ -93,7 +93,13 @@ def training(spec: Spec, record: Record, picture: str) -> str:
         ("held-out loss at the end", f"{record['held_out_loss']:.4f} nats per token, as stored in fp16"),
     ]
     mix = [
-        (part["kind"], KINDS[part["form"]], f"{part['share']:.0%}", _middle(part)) for part in record["spec"]["parts"]
+        (
+            ": ".join(filter(None, (part["kind"], part["only"]))),
+            KINDS[part["form"]],
+            f"{part['share']:.0%}",
+            _middle(part),
+        )
+        for part in record["spec"]["parts"]
     ]
     teacher = (
         f"It learns what `{spec.teacher}` would say next, on text and on what that wrote itself.\n\n"

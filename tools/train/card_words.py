@@ -12,12 +12,12 @@ TAGS = {
 }
 
 SHOW = {
-    "pycoder": 'run engine "def mean(values):" --temperature 0.3',
-    "docsum": 'run engine "$(cat function.py) TL;DR:"',
-    "tinychat": "chat engine",
-    "tinygal": 'run engine "The configuration file"',
-    "tinygal-draft": 'run engine "The configuration file"',
-    "tinygpt2": 'run engine "Once upon a time" --temperature 0.6',
+    "pycoder": 'allotrope run engine "def mean(values):" --temperature 0.3',
+    "docsum": 'allotrope run engine "$(cat function.py) TL;DR:"',
+    "tinychat": '(echo "What is its name?"; echo; cat function.py) | allotrope chat engine',
+    "tinygal": 'allotrope run engine "The configuration file"',
+    "tinygal-draft": 'allotrope run engine "The configuration file"',
+    "tinygpt2": 'allotrope run engine "Once upon a time" --temperature 0.6',
 }
 
 KINDS = {

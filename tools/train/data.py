@@ -68,7 +68,7 @@ def pieces(spec: Spec, part: Part, split: str, work: Path, folder: Path) -> Piec
 def _key(spec: Spec, part: Part, split: str, work: Path, folder: Path) -> str:
     """Changes with anything that the tokens depend on."""
     vocabulary = [reading.digest(path) for path in tokenizers.files(folder)]
-    told = [asdict(part), spec.recipe.window, vocabulary, reading.digest(reading.path_of(work, part, split))]
+    told = [asdict(part), spec.recipe.window, vocabulary, reading.digest(reading.existing(work, part, split))]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 

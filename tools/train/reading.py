@@ -20,11 +20,17 @@ def path_of(work: Path, part: Part, split: str) -> Path:
     return work / part.kind / f"{split}.jsonl.xz"
 
 
-def rows(work: Path, part: Part, split: str) -> Iterator[Row]:
-    """The part's rows in the order of the file."""
+def existing(work: Path, part: Part, split: str) -> Path:
+    """That file, which must be there."""
     path = path_of(work, part, split)
     if not path.is_file():
         raise SystemExit(f"{path}: no such file; run `python -m tools.train corpus` first, or give --work")
+    return path
+
+
+def rows(work: Path, part: Part, split: str) -> Iterator[Row]:
+    """The part's rows in the order of the file."""
+    path = existing(work, part, split)
     return (row for row in read(path) if not part.only or row["project"] == part.only)
 
 

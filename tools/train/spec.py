@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ WORK = ROOT / "build" / "train"
 class Part:
     """A kind of text and its share of the tokens.
 
-    `form` says how a row becomes tokens: `text`, `function` (a function's code alone), `summary` (a function,
-    " TL;DR:", its summary) or `chat`. Of a part with `middle`, that fraction of the pieces is rearranged for filling
-    in the middle. `only` keeps the rows whose `project` it names.
+    `form` says how a row becomes tokens: `text`, `function` (a function with its summary as docstring), `summary` (a
+    function, " TL;DR:", its summary) or `chat`. Of a part with `middle`, that fraction of the pieces is rearranged for
+    filling in the middle. `only` keeps the rows whose `project` it names.
     """
 
     kind: str
@@ -47,6 +48,9 @@ class Vocabulary:
     megabytes: float = 24.0  # of text to learn merges from
 
 
+LEAST = {"steps": 1, "rows": 1, "window": 32, "warmup": 1, "seed": 0, "weight_decay": 0}  # of a recipe
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How it learns. One step reads `rows` windows of `window` tokens; rates rise for `warmup` steps, then fall to 0.
@@ -67,6 +71,16 @@ class Recipe:
     seed: int = 1
     pack: bool = True
     best: bool = False
+
+    def __post_init__(self) -> None:
+        for key, least in LEAST.items():
+            if not least <= getattr(self, key):
+                raise SystemExit(f"recipe: {key} is {getattr(self, key)}; it must be at least {least}")
+        for key in ("rate", "matrix_rate"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise SystemExit(f"recipe: {key} is {getattr(self, key)}; it must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise SystemExit(f"recipe: dropout is {self.dropout}; it must be from 0 to below 1")
 
     @property
     def tokens(self) -> int:

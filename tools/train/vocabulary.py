@@ -27,14 +27,14 @@ QWEN_SPECIALS = 208  # three named ones and 205 spare
 
 def train(spec: Spec, work: Path, out: Path = MODELS) -> Path:
     """Learn the model's vocabulary from its training text; the folder with the files."""
-    folder = out / spec.name
+    folder, shared = out / spec.name, spec.vocabulary.shared
+    texts = [] if shared else list(sample(spec, work))  # before the folder is there: the corpus may be missing
     folder.mkdir(parents=True, exist_ok=True)
-    shared = spec.vocabulary.shared
     if shared:
         train_if_absent(load(shared), work, out)
         shutil.copy(out / shared / "tokenizer.json", folder)
     else:
-        WRITERS[spec.vocabulary.style](spec.vocabulary.size, list(sample(spec, work)), folder)
+        WRITERS[spec.vocabulary.style](spec.vocabulary.size, texts, folder)
     write_json(folder / "tokenizer_config.json", spec.tokenizer)
     write_json(folder / "config.json", spec.config)
     write_json(folder / "generation_config.json", spec.generation)

@@ -39,7 +39,7 @@ def keep_new(harvests: Iterable[Harvest], seen: Seen) -> None:
 
 
 def keep_unseen(heldout: Iterable[Harvest], train: Seen) -> None:
-    """Take out of held-out projects every file, function and text that training has any of, then their own copies."""
+    """Take out of held-out projects every file and pair with a function of training's, then copies as in `keep_new`."""
     for found in heldout:
         found.code = [file for file in found.code if not train.functions & file.parts.keys()]
         found.pairs = [(path, pair) for path, pair in found.pairs if fingerprint(pair.code) not in train.functions]

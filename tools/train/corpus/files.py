@@ -39,6 +39,16 @@ _NO_PROSE = re.compile(
 )
 _HEADER = re.compile(r"(?:[ \t]*#[^\n]*\n|[ \t]*\n)+")
 _LICENCE_WORDS = re.compile(r"licen[cs]e|copyright|spdx|all rights reserved|-\*- coding|coding[:=]", re.IGNORECASE)
+# A file may be under other terms than its project. What its opening comment names is believed, and so is silence.
+_FORBIDDEN = re.compile(
+    r"creative commons|non-?commercial|\bcc[- ]by|general public licen[cs]e|\b[al]?gpl(?:v?\d|\b)|\bmpl\b|cecill|"
+    r"mozilla public|eclipse public|artistic licen[cs]e|proprietary"
+)
+_GRANTS = re.compile(r"(?:licen[cs]ed|distributed|released|available) under|under the terms of|licen[cs]e agreement")
+_PERMITTED = re.compile(
+    r"apache|\bmit\b|\bbsd\b|psf|python|permission (?:is hereby granted|to use, copy)|redistribution and use|"
+    r"public domain|same (?:licen[cs]e|terms)|see (?:the )?(?:licen[cs]e|copying)(?: file|\.\w+)"
+)
 
 
 def decoded(data: bytes) -> str | None:
@@ -86,7 +96,7 @@ def clean_code(text: str) -> str | None:
     lines = text.split("\n")
     if len(text) / len(lines) > _LONGEST_MEAN_LINE or max(map(len, lines)) > _LONGEST_LINE:
         return None
-    if sum(map(str.isdigit, text)) > _MOST_DIGITS * len(text) or _foreign(text):
+    if sum(map(str.isdigit, text)) > _MOST_DIGITS * len(text) or _foreign(text) or under_other_terms(text):
         return None
     text = without_licence_header(text)
     return text if len(text) >= _SMALLEST else None
@@ -98,6 +108,13 @@ def without_licence_header(text: str) -> str:
     if header and _LICENCE_WORDS.search(header[0]):
         return text[header.end() :]
     return text
+
+
+def under_other_terms(text: str) -> bool:
+    """Whether the comment at the file's top names a licence that may not go into weights, whatever the project's is."""
+    header = _HEADER.match(text)
+    said = re.sub(r"[\s#]+", " ", header[0]).lower() if header else ""
+    return bool(_FORBIDDEN.search(said) or (_GRANTS.search(said) and not _PERMITTED.search(said)))
 
 
 def clean_prose(text: str) -> str | None:

@@ -20,7 +20,7 @@ _LONGEST_DOCUMENT = {"code": 16_000, "docs": 12_000, "stories": 6_000, "function
 Row = dict[str, Any]
 
 
-def write_heldout(work: Path, data: Path = DATA) -> None:
+def write_heldout(work: Path, data: Path) -> None:
     """One text per model and the summaries' CSV, from the held-out half of the work folder."""
     data.mkdir(parents=True, exist_ok=True)
     tested = {row["code"] for row in _write_csv(work, data / "docsum_test.csv")}

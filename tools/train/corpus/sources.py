@@ -120,14 +120,20 @@ def check_licence(source: Source, metadata: Message, licence_texts: Mapping[str,
             where=where,
             remedy="read the project's licence and correct or remove the entry",
         )
-    wanted = [word for name in re.split(r"\s+(?:AND|OR)\s+", source.license) for word in _TEXTS.get(name, ())]
     texts = {**licence_texts, "METADATA": str(metadata["License"] or "")}
+    holders = [_holder(part, texts, where) for part in re.split(r"\s+AND\s+", source.license)]
+    return {"license": source.license, "metadata": said, "text": ", ".join(dict.fromkeys(holders))}
+
+
+def _holder(choices: str, texts: Mapping[str, str], where: str) -> str:
+    """The name of the first file that has the text of one of the licences to choose from."""
+    wanted = [word for name in re.split(r"\s+OR\s+", choices) for word in _TEXTS.get(name, ())]
     for name, text in sorted(texts.items()):
         folded = re.sub(r"[\s*#]+", " ", text).lower()
         if any(word in folded for word in wanted):
-            return {"license": source.license, "metadata": said, "text": name}
+            return name
     raise SourceError(
-        f"no text of {source.license} in the archive",
+        f"no text of {choices} in the archive",
         where=where,
         remedy="read the project's licence; an archive without its text is not used",
     )

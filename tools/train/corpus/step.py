@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from allotrope import settings
+from allotrope.errors import UsageError
 from tools.train.corpus import dedupe, fetch, rows, sources, stories
 from tools.train.corpus.chat import conversations
 from tools.train.corpus.harvest import Harvest, harvest, harvest_standard_library
-from tools.train.corpus.heldout import write_heldout
+from tools.train.corpus.heldout import DATA, write_heldout
 
 WORK = Path("build/train")
 Row = dict[str, str]
@@ -24,15 +25,21 @@ def main(argv: list[str] | None = None) -> int:
     """Entry of the step; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m tools.train corpus", description=__doc__)
     parser.add_argument("--work", type=Path, default=WORK, help="where the corpus is written (default %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="where the held-out texts are written (default %(default)s)"
+    )
     parser.add_argument("--assets", type=Path, default=None, help="folder that has text/tinystories.txt")
     parser.add_argument("--processes", type=int, default=2, help="projects read at the same time (default %(default)s)")
     chosen = parser.parse_args(argv)
-    build(chosen.work, chosen.assets or settings.assets(), chosen.processes)
+    build(chosen.work, chosen.data, chosen.assets or settings.assets(), chosen.processes)
     return 0
 
 
-def build(work: Path, assets: Path, processes: int = 2) -> None:
+def build(work: Path, data: Path, assets: Path, processes: int = 2) -> None:
     """Fetch, filter, deduplicate, split, write."""
+    if processes < 1:
+        raise UsageError(f"{processes} processes cannot read anything", where="--processes", remedy="give 1 or more")
+    stories.texts(assets)  # whether they are there is said before the minutes that the rest takes
     listed = sources.read_list()
     archives = fetch.fetch(listed, work / "downloads")
     with multiprocessing.Pool(processes) as pool:
@@ -47,8 +54,9 @@ def build(work: Path, assets: Path, processes: int = 2) -> None:
     dedupe.cap_shares(train)
     _write_split(work, "train", train, assets)
     _write_split(work, "heldout", heldout, assets)
+    write_heldout(work, data)
     _write_sources(work / "sources.json", gathered)
-    write_heldout(work)
+    _write_sources(data / "sources.json", gathered)  # so that cards can be made again without the corpus
 
 
 def _write_split(work: Path, split: str, harvests: list[Harvest], assets: Path) -> None:
@@ -102,7 +110,8 @@ def _write_sources(path: Path, harvests: list[Harvest]) -> None:
         }
         for found in harvests
     ]
-    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(f" {json.dumps(row)}" for row in table)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _say(line: str) -> None:

@@ -15,13 +15,19 @@ _EVERY = 20  # each twentieth document is held out
 
 def stories(assets: Path, *, heldout: bool) -> Iterator[dict[str, str]]:
     """Documents of one split, in the order of the files."""
-    for project, cut in (("tinystories", _by_mark), ("shakespeare", _by_speech)):
-        path = assets / "text" / f"{project}.txt"
-        if not path.is_file():
-            raise UsageError("no such text", where=str(path), remedy="point --assets or ALLOTROPE_ASSETS to the assets")
+    for path, cut in zip(texts(assets), (_by_mark, _by_speech), strict=True):
         for at, text in enumerate(cut(path.read_text(encoding="utf-8"))):
             if (at % _EVERY == _EVERY - 1) == heldout:
-                yield {"project": project, "path": f"{at:05}", "text": text}
+                yield {"project": path.stem, "path": f"{at:05}", "text": text}
+
+
+def texts(assets: Path) -> list[Path]:
+    """The files that are read, which must be there."""
+    paths = [assets / "text" / f"{project}.txt" for project in ("tinystories", "shakespeare")]
+    for path in paths:
+        if not path.is_file():
+            raise UsageError("no such text", where=str(path), remedy="point --assets or ALLOTROPE_ASSETS to the assets")
+    return paths
 
 
 def _by_mark(text: str) -> list[str]:
