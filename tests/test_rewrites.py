@@ -20,6 +20,7 @@ from allotrope.ops.contract import Problem
 from allotrope.ops.tactic import REFERENCE
 from allotrope.runtime.eager import EagerExecutor
 from allotrope.runtime.step import WANT_ALL, StepInput
+from allotrope.verify.session import Question, verify
 from tests.engines import GPT, LLAMA, MemoryEngine, random_weights
 from tests.test_eager import one_step
 from tests.tiny import KINDS
@@ -194,3 +195,42 @@ def test_built_for_graphs_all_that_decodes_can_be_recorded(tune: str, tmp_path: 
     attention = next(call for call in built.manifest.plan.calls if call.op == "attention")
     assert attention.tactics[0][1] == "torch_planned4" and attention.tactics[-1] == (None, "torch_splits4")
     assert built.manifest.options["executor"] == "graph"
+
+
+def normed(plan: Plan) -> Plan:
+    """Only sums and the norms behind them fused, by tactics that there are."""
+    [fusion] = [fusion for fusion in fuse.FUSIONS if fusion.name == "add_norm"]
+    plan = fuse.apply(plan, fusion)
+    tactic = registry.tactics("add_norm")[0].name
+    calls = (replace(call, tactics=((None, tactic),)) if call.op == "add_norm" else call for call in plan.calls)
+    return replace(plan, calls=tuple(calls))
+
+
+@pytest.mark.parametrize("kind", ["llama-linear", "opt"])
+def test_a_block_does_not_answer_for_a_norm_that_was_fused_to_the_one_before(kind: str, forge: Forge) -> None:
+    """At a block's border the exact value is put in place of the engine's: the norm already made must see it, too."""
+    asked = Question(levels=("layers",))
+    apart = forge.reseeded(kind, "bf16", 1)
+    plain = verify(apart, asked).findings.layers
+    joint = verify(forge.planted(apart, plan=normed), asked).findings.layers
+    assert plain is not None and joint is not None
+    for before, after in zip(plain.rows, joint.rows, strict=True):
+        assert after.injected.rms_rel_rms <= 1.1 * before.injected.rms_rel_rms, after.block
+
+
+@pytest.mark.parametrize("path", ["blocks.0.mlp.add", "blocks.1.attn.add"])
+def test_a_wrong_norm_is_named_though_it_is_fused(path: str, forge: Forge) -> None:
+    """By its own path and in its own block, which for the norm behind a block's last sum is the next."""
+
+    def wrong(plan: Plan) -> Plan:
+        plan = normed(plan)
+        calls = (replace(call, params=call.params | {"eps": 0.5}) if call.path == path else call for call in plan.calls)
+        return replace(plan, calls=tuple(calls))
+
+    for locate in (True, False):
+        found = verify(
+            forge.planted(forge.built("llama-linear"), plan=wrong), Question(levels=("layers",), locate=locate)
+        ).findings.located
+        assert found is not None
+        norm = "blocks.1.attn.norm" if path == "blocks.0.mlp.add" else "blocks.1.mlp.norm"
+        assert (found.path, found.block) == (norm, "blocks.1")

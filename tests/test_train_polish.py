@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from allotrope import tokenizers
-from tools.train import polish
+from tools.train import polish, writing
 from tools.train.spec import MODELS, load
 
 
@@ -27,16 +27,16 @@ def test_only_the_third_time_of_a_line_is_avoided() -> None:
     tokenizer = tokenizers.load(MODELS / "pycoder", 6144)
     text = "    a = 1\n    b = 2\n    a = 1\n\n\n\n    a = 1\n    c = 3\n    a = 1\n"
     ids = tokenizer.encode(text, special=False)
-    weights = polish.repeated(tokenizer, ids)
+    weights = writing.repeated(tokenizer, ids)
     avoided = tokenizer.decode([token for token, weight in zip(ids, weights, strict=True) if weight])
-    assert set(weights) == {0, polish.AVOIDED}
+    assert set(weights) == {0, writing.AVOIDED}
     assert avoided.split() == ["a", "=", "1", "a", "=", "1"]
 
 
 def test_windows_are_full_and_pieces_whole() -> None:
     room = polish.RECIPE.window
     pieces = [([n] * length, [n] * length) for n, length in ((1, room - 5), (2, 10), (3, room), (4, 3))]
-    windows = list(polish.packed(iter(pieces), end=0))
+    windows = list(writing.packed(iter(pieces), end=0, window=room))
     assert [len(ids) for ids, _ in windows] == [room + 1] * 4
     assert [sorted(set(ids)) for ids, _ in windows] == [[0, 1], [0, 2], [0, 3], [0, 4]]
     for ids, percent in windows:

@@ -88,7 +88,9 @@ class Forge:
         used = {slot.removeprefix("w:") for call in changed.calls for slot in call.ins.values()}
         kept = {name: weight for name, weight in changed.weights.items() if name in used}
         changed = replace(changed, weights=kept)
-        return self.write(engine, "planted", pieces, plan=changed)
+        used_tactics = {(call.op, name) for call in changed.calls for _, name in call.tactics}
+        versions = {f"{op}/{name}": registry.tactic(op, name).version for op, name in sorted(used_tactics)}
+        return self.write(engine, "planted", pieces, plan=changed, tactics=versions)
 
     def described(self, path: Path, **changes: Any) -> Path:
         """A copy of an engine whose manifest says something else."""

@@ -90,7 +90,7 @@ def training(spec: Spec, record: Record, picture: str) -> str:
         ("seed", f"{record['seed']}"),
         ("time", f"{record['seconds']:,.0f} s on {record['device']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
-        ("held-out loss at the end", f"{record['held_out_loss']:.4f} nats per token, as stored in fp16"),
+        (_lost(spec), f"{record['held_out_loss']:.4f} nats per token, as stored in fp16"),
     ]
     mix = [
         (
@@ -129,15 +129,25 @@ def training(spec: Spec, record: Record, picture: str) -> str:
     )
 
 
+def _lost(spec: Spec) -> str:
+    """What the loss is of."""
+    if not spec.teacher:
+        return "held-out loss at the end"
+    return f"at the end, on held-out text: from {spec.teacher}'s likeliest token and its distribution"
+
+
 def polish(record: Record) -> str:
     """The second training, in words."""
     second, before = record["polish"], record["curve"][-1][2]
-    wrote = " and then ".join(f"{one['repeating']:.1%}" for one in second["rounds"])
+    wrote, ended = (
+        " and then ".join(f"{one[name]:.1%}" for one in second["rounds"]) for name in ("repeating", "ended")
+    )
     return (
         f"After that ({before:.4f} nats; the picture ends here) a second training of {second['steps']:,} steps, "
         f"{second['tokens'] / 1e6:,.0f} M tokens and {second['seconds']:,.0f} s, on its own writing for functions of "
         f"the training projects, on filling in the middle, and with rounded weights: `tools/train/polish.py` says how. "
-        f"Of the bodies that it wrote for each round, {wrote} repeated a line three times. It costs "
+        f"Of the bodies that it wrote for each round, {wrote} repeated a line three times; of the middles, {ended} ended "
+        f"where they should. It costs "
         f"{record['held_out_loss'] - before:+.4f} nats on held-out text; with weights in int4, groups of 32, the "
         f"held-out loss is {second['held_out_rounded']:.4f}."
     )
@@ -308,7 +318,8 @@ def data(spec: Spec, sources: Iterable[Record]) -> str:
             "## Data",
             "",
             "Python packages under licences that let weights be given away, pinned with their hashes in",
-            "`tools/train/sources.toml`, deduplicated, and split by project. Trained on:",
+            "`tools/train/sources.toml`, and the standard library of the Python that harvested them; files whose headers",
+            "name other terms left out; deduplicated, and split by project. Trained on:",
             "",
             table(("licence", "projects", ""), rows),
             "",

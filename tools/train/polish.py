@@ -7,6 +7,7 @@ suffix begins, and loses a fifth of its perplexity when its weights are rounded 
   of those that repeat a line three times, it learns to avoid just the tokens of the repetition, by the likelihood
   that they do not come (Welleck et al., 2019).
 - Short functions are rearranged for filling in, and the middle counts more than what is around it.
+- It writes lines between a prefix and a suffix, and learns to end after as many as were taken out.
 - In most steps the gradient is that at weights rounded in one way or another, so that what is learned does not
   hang on their last digits. No one rounding is used alone: weights should suit them all.
 - Half of the rows is the text of the first training, so that nothing of it is lost.
@@ -17,8 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,24 +29,19 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
 
-from allotrope.tokenizers import Tokenizer
-from tools.train import export, fit, network, reading
-from tools.train.evaluation import functions, quantised
-from tools.train.evaluation.lm import LanguageModel
-from tools.train.evaluation.texts import Function
+from tools.train import export, fit, network
+from tools.train.evaluation import quantised
 from tools.train.middle import MIDDLE, Cutter
 from tools.train.packing import Batch, Reading
-from tools.train.spec import Part, Recipe, Spec
+from tools.train.spec import Recipe, Spec
 from tools.train.vocabulary import write_json
+from tools.train.writing import Piece, batch, of_functions, packed, written
 
 ROUNDS = 2
 RECIPE = Recipe(steps=600, rows=64, window=2048, rate=1e-3, matrix_rate=1.5e-3, warmup=30, seed=2)  # of one round
 FILLING, WRITTEN = 20, 12  # rows of a batch; the others are text
-HEADERS = 24_000  # functions for which bodies are written in a round
-TEMPERATURES = (0.3, 0.7)
-LONGEST = 256  # tokens of a header
 WHOLE_LINES = 0.7  # of the middles
-GIVEN, LEARNED, AVOIDED = 15, 50, -100  # percent: around a middle, a good body, a repeated line
+GIVEN = 15  # percent that what is around a middle weighs
 FILL_WORKERS = 6
 ROUNDINGS = (quantised.int4_group, quantised.int4_group, quantised.int4_group_offset, None)
 
@@ -72,7 +67,7 @@ def polish(spec: Spec, work: Path, out: Path, device: str) -> None:
     fast = torch.compile(loss, dynamic=False) if device == "cuda" else loss
     rounds, curve = [], []
     for number in range(ROUNDS):
-        bodies, shares = written(spec, folder, work, device, seed=number)
+        bodies, shares = written(spec, folder, work, device, number, RECIPE.window)
         fit.say(f"{spec.name} round {number + 1}: {shares}")
         plan = fit.Course(
             mixed(texts, fills, bodies, number), held_out, fast, loss, lambda: some_rounding(model, rounding)
@@ -149,23 +144,21 @@ class Fills(IterableDataset[Batch]):
         random = np.random.default_rng((RECIPE.seed, worker.id if worker else 0))
         cutter = Cutter(self._source.tokenizer, random, lines=WHOLE_LINES)
         middle = self._source.tokenizer.encode(MIDDLE, special=False)[0]
-        [pieces] = [found for part, found in zip(self._source.parts, self._source.pieces, strict=True) if _short(part)]
+        [pieces] = [
+            found for part, found in zip(self._source.parts, self._source.pieces, strict=True) if of_functions(part)
+        ]
 
-        def drawn() -> Iterator[tuple[Sequence[int], list[int]]]:
+        def drawn() -> Iterator[Piece]:
             while True:
                 ids, _ = pieces[int(random.integers(len(pieces)))]
                 made = list(map(int, cutter.rearranged(ids[: RECIPE.window - 8], 1.0)))
                 at = made.index(middle) if middle in made else len(made)
                 yield made, [GIVEN] * (at + 1) + [100] * (len(made) - at - 1)
 
-        windows = packed(drawn(), self._source.tokenizer.eos_ids[0])
+        windows = packed(drawn(), self._source.tokenizer.eos_ids[0], RECIPE.window)
         while True:
             made = list(itertools.islice(windows, FILLING))
-            yield _batch(made)
-
-
-def _short(part: Part) -> bool:
-    return part.form == "function"
+            yield batch(made)
 
 
 def filled(source: Reading, device: str) -> Iterator[Batch]:
@@ -174,76 +167,3 @@ def filled(source: Reading, device: str) -> Iterator[Batch]:
     workers: dict[str, Any] = {"num_workers": FILL_WORKERS, "prefetch_factor": 4} if cuda else {"num_workers": 0}
     for ids, percent in DataLoader(Fills(source), batch_size=None, pin_memory=cuda, **workers):
         yield ids.to(device, non_blocking=True), percent.to(device, non_blocking=True)
-
-
-def packed(pieces: Iterator[tuple[Sequence[int], list[int]]], end: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Windows of pieces one after another, after an end mark; a piece that does not fit begins the next window."""
-    ids, percent = [end], [0]
-    for piece, weights in pieces:
-        if len(ids) + len(piece) > RECIPE.window + 1:
-            room = RECIPE.window + 1 - len(ids)
-            yield ids + [end] * room, percent + [0] * room
-            ids, percent = [end], [0]
-        ids += piece
-        percent += weights
-    if len(ids) > 1:
-        room = RECIPE.window + 1 - len(ids)
-        yield ids + [end] * room, percent + [0] * room
-
-
-def _batch(windows: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    ids = torch.tensor([ids for ids, _ in windows], dtype=torch.int32)
-    return ids, torch.tensor([percent[1:] for _, percent in windows], dtype=torch.int16)
-
-
-def written(spec: Spec, folder: Path, work: Path, device: str, seed: int) -> tuple[Batch, dict[str, float]]:
-    """Bodies that the model writes now, as windows with the weight of each token, and how good they were."""
-    model = LanguageModel(folder, device)
-    prompts = headers(spec, work, seed)
-    listed = [(prompt, [model.begin, *model.ids(prompt)]) for prompt in prompts]
-    listed = [(prompt, ids) for prompt, ids in listed if len(ids) <= LONGEST]
-    end, counts, pieces = model.tokenizer.eos_ids[0], Counter[str](), []
-    for place, temperature in enumerate(TEMPERATURES):
-        some = listed[place :: len(TEMPERATURES)]
-        texts = model.write(
-            [ids for _, ids in some], functions.BODY_TOKENS, temperature=temperature, seed=2 * seed + place
-        )
-        for (prompt, ids), text in zip(some, texts, strict=True):
-            body = functions.judge(prompt, model.tokenizer.decode(text.ids), text.ended)
-            counts["bodies"] += 1
-            counts["whole"] += body.whole
-            counts["repeating"] += body.repeats
-            new = [*text.ids, *([end] if text.ended else [])]
-            if body.repeats:
-                pieces.append(([*ids, *new], [0] * len(ids) + repeated(model.tokenizer, new)))
-            elif body.whole:
-                pieces.append(([*ids, *new], [0] * len(ids) + [LEARNED] * len(new)))
-    np.random.default_rng(seed).shuffle(pieces)
-    windows, percent = _batch(list(packed(iter(pieces), end)))
-    total = counts["bodies"]
-    shares: dict[str, float] = {name: round(count / total, 4) for name, count in counts.items() if name != "bodies"}
-    return (windows.to(device), percent.to(device)), {"bodies": total, **shares}
-
-
-def repeated(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """A negative weight for each token of a line that stands there for the third time or a later one."""
-    texts = [tokenizer.decode([token], skip_special=False) for token in ids]
-    lines, seen = "".join(texts).split("\n"), Counter[str]()
-    circling = []
-    for line in lines:
-        seen[line.strip()] += bool(line.strip())
-        circling.append(seen[line.strip()] >= 3)
-    found, place = [], 0
-    for text in texts:
-        place += text.count("\n")  # a token that ends a line and begins the next belongs to the next
-        found.append(AVOIDED if circling[place] else 0)
-    return found
-
-
-def headers(spec: Spec, work: Path, seed: int) -> list[str]:
-    """Headers of functions of the training projects, each with its summary."""
-    [part] = [part for part in spec.parts if _short(part)]
-    rows = list(reading.rows(work, part, "train"))
-    chosen = np.random.default_rng((7, seed)).permutation(len(rows))[:HEADERS]
-    made = (functions.header(Function(rows[i]["name"], rows[i]["code"], rows[i]["summary"])) for i in chosen)
-    return [header for header in made if header is not None]

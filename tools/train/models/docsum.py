@@ -44,5 +44,5 @@ SPEC = Spec(
         Part("functions", 0.7, form="summary"),
         Part("code", 0.3),
     ),
-    recipe=Recipe(steps=4500, rows=32, window=2048, best=True),
+    recipe=Recipe(steps=3600, rows=32, window=2048, best=True),
 )

@@ -44,6 +44,6 @@ SPEC = Spec(
         Part("code", 0.85, middle=0.5),
         Part("functions", 0.15, form="function", middle=0.5),
     ),
-    recipe=Recipe(steps=6500, rows=64, window=2048),
+    recipe=Recipe(steps=5200, rows=64, window=2048),
     polished=True,
 )

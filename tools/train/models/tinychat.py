@@ -51,5 +51,5 @@ SPEC = Spec(
         Part("chat", 0.9, form="chat"),
         Part("functions", 0.1, form="function"),
     ),
-    recipe=Recipe(steps=4200, rows=128, window=512, pack=False),
+    recipe=Recipe(steps=3200, rows=128, window=512, pack=False),
 )

@@ -12,5 +12,5 @@ SPEC = Spec(
     vocabulary=Vocabulary("galactica", 2048, shared="tinygal"),
     parts=PARTS,
     teacher="tinygal",
-    recipe=Recipe(steps=7000, rows=24, window=2048, rate=5e-3, matrix_rate=6e-3),
+    recipe=Recipe(steps=5000, rows=24, window=2048, rate=5e-3, matrix_rate=6e-3),
 )
