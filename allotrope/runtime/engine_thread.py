@@ -86,7 +86,9 @@ class EngineThread:
             with self._wake:
                 self._ended = _closed if error is None else partial(_stopped, f"{type(error).__name__}: {error}")
                 self._obey()
-            self._farewell()
+                waiting, self._readers = self._readers, {}  # orders of other threads find nobody from now on
+            for reader in waiting.values():
+                reader.outbox.send([Letter(reader.box, over=True, error=self._ended)])
             self._at_end()
 
     def _wait(self) -> bool:
@@ -137,11 +139,11 @@ class EngineThread:
     def _survives(self, error: Exception) -> bool:
         """Whether trying again may help; ends the newest request of a step that has failed again."""
         suspects = self._loop.suspects
-        if not suspects:
+        if suspects is None:
             return False
         self._failures += 1
         _log.warning("a step failed: %s: %s", type(error).__name__, error)
-        if self._failures > 1:
+        if self._failures > 1 and suspects:
             reason = str(error) if isinstance(error, AllotropeError) else type(error).__name__
             self._loop.fail(suspects[-1], f"request {suspects[-1].id}: the step failed: {reason}")
         return True
@@ -164,12 +166,6 @@ class EngineThread:
         if over:
             del self._readers[reader.generation.id]
         return Letter(reader.box, deltas, over) if over or deltas else None
-
-    def _farewell(self) -> None:
-        """Tell everyone who still reads that, and why, there will be nothing more."""
-        for reader in self._readers.values():
-            reader.outbox.send([Letter(reader.box, over=True, error=self._ended)])
-        self._readers.clear()
 
 
 def _closed() -> AllotropeError:

@@ -49,7 +49,8 @@ class Loop:
     a generation that is not its own thread's alone holds it as well, else it may see a token without its text.
 
     A step that fails raises for whoever stepped. All steps in flight are then forgotten and their requests stand
-    where they stood, so stepping again is safe; `suspects` are those that took part in the one that failed.
+    where they stood, so stepping again is safe; `suspects` are those that took part in the one that failed and
+    have not ended, or None if no step failed but the loop itself.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Loop:
         self.scheduler = scheduler
         self.limits = limits
         self.lock = threading.RLock()
-        self.suspects: list[Generation] = []
+        self.suspects: list[Generation] | None = None
         self._executor, self._tokenizer = executor, tokenizer
         self._skip_step, self._check_step = skip_step, check_step
         self._numbers = itertools.count(1)
@@ -198,9 +199,11 @@ class Loop:
 
     def _abandon(self) -> None:
         """Forget what is in flight after a failure; remember who took part in the step that failed."""
-        slots = frozenset(() if self._at_work is None else self._at_work.slots.tolist())
         self._live = {request: one for request, one in self._live.items() if request.finish_reason is None}
-        self.suspects = list(dict.fromkeys(one for request, one in self._live.items() if request.slot in slots))
+        self.suspects = None
+        if self._at_work is not None:
+            slots = frozenset(self._at_work.slots.tolist())
+            self.suspects = list(dict.fromkeys(one for request, one in self._live.items() if request.slot in slots))
         self._flight.clear()
         self.scheduler.abandon()
 
