@@ -178,16 +178,19 @@ class AsyncLLM(AsyncEngine):
 
 
 def _deltas(loop: Loop, generations: list[Generation]) -> Generator[Delta, None, None]:
-    """Others' steps also advance ours, so what is new is asked of all of ours, whoever stepped."""
+    """Others' steps also advance ours, so each of ours puts itself down when it has news, whoever stepped."""
+    changed: dict[Generation, None] = {}
     try:
         for generation in generations:
+            generation.changed = changed
             loop.submit(generation)
-        left = generations
+        left = set(generations)
         while left:
             with loop.lock:
                 loop.step()
-                deltas = [delta for generation in left for delta in generation.news()]
-                left = [generation for generation in left if not generation.ended]
+                deltas = [delta for generation in changed for delta in generation.news()]
+                left -= {generation for generation in changed if generation.ended}
+                changed.clear()
             yield from deltas
     finally:
         _leave(loop, generations)

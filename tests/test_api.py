@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from allotrope.api import LLM, RequestOutput, SamplingParams
+from allotrope.api import LLM, Delta, RequestOutput, SamplingParams
 from allotrope.errors import EngineError, OutOfMemory, RequestError, UsageError
 from allotrope.models.recipe import Attention, Mlp
+from allotrope.runtime.generation import Generation
 from allotrope.runtime.options import RuntimeOptions, parse_size
 from tests.engines import LLAMA, VOCAB, naive, plan_of, random_weights, write
 
@@ -108,6 +109,34 @@ def test_streamed_pieces_make_the_whole(llm: LLM) -> None:
     assert texts == [output.outputs[0].text for output in whole]
     assert ids == ids_of(whole)
     assert ends == [output.outputs[0].finish_reason for output in whole]
+
+
+def test_a_streams_step_looks_only_at_who_has_news(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step costs must not grow with how many prompts wait."""
+    asked, news, ended = [], Generation.news, Generation.ended.fget
+
+    def counting(generation: Generation) -> Iterator[Delta]:
+        asked.append(generation)
+        return news(generation)
+
+    monkeypatch.setattr(Generation, "news", counting)
+    monkeypatch.setattr(Generation, "ended", property(lambda generation: asked.append(generation) or ended(generation)))
+    params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    deltas = list(llm.stream([[5, 6]] * 100, params))
+    assert sum(len(delta.token_ids) for delta in deltas) == 300
+    assert len(asked) <= 2 * len(deltas)
+
+
+def test_a_stream_hears_of_what_others_steps_ended(llm: LLM) -> None:
+    whole = llm.generate(["left", "right"], GREEDY)
+    stream = llm.stream(["left", "right"], GREEDY)
+    first = next(stream)
+    llm.generate("another", SamplingParams(max_tokens=60, temperature=0, ignore_eos=True))
+    rest = list(stream)
+    for index, output in enumerate(whole):
+        mine = [delta for delta in (first, *rest) if delta.index == index]
+        assert tuple(token for delta in mine for token in delta.token_ids) == output.outputs[0].token_ids
+        assert mine[-1].finish_reason == output.outputs[0].finish_reason
 
 
 def test_two_streams_at_once_each_get_all_of_theirs(llm: LLM) -> None:

@@ -25,6 +25,7 @@ HELP = (
 )
 _USUAL = 128  # tokens, where no length is given
 _MOST = 10**6
+_FACTORS = (1e-6, 1e9)  # of rates, speeds and lengths
 _LATENCIES = (
     ("queue", "waiting to be started"),
     ("ttft", "first token"),
@@ -101,14 +102,15 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             what = "N requests; a trace has its own" if traced else "a trace; --load gives a number"
             raise UsageError(f"--{name.replace('_', '-')} is for {what}", remedy="leave it out")
-    if not traced and not 1 <= int(args.load[:9]) <= _MOST:
+    if not traced and not 1 <= int(args.load[:40]) <= _MOST:
         raise UsageError(f"--load is {args.load[:40]}", remedy=f"give a number from 1 to {_MOST}, or a trace's file")
     if args.requests is not None and not 1 <= args.requests <= _MOST:
         raise UsageError(f"--requests is {args.requests}; it must be from 1 to {_MOST}")
     for name in ("rate", "speedup", "scale"):
         value = getattr(args, name)
-        if value is not None and not (value > 0 and (name == "speedup" or math.isfinite(value))):
-            raise UsageError(f"--{name} is {value}; it must be above 0")
+        at_once = name == "speedup" and value == math.inf
+        if value is not None and not (_FACTORS[0] <= value <= _FACTORS[1] or at_once):
+            raise UsageError(f"--{name} is {value}; it must be from {_FACTORS[0]:g} to {_FACTORS[1]:g}")
     if not 0 <= args.priority <= 1:
         raise UsageError(f"--priority is {args.priority}; it must be from 0 to 1")
 

@@ -87,6 +87,7 @@ class Generation:
     ) -> None:
         self.requests = tuple(requests)
         self.prompt, self.index = prompt, index
+        self.changed: dict[Generation, None] | None = None  # where it is put down whenever it has news
         self._stream, self._spell = stream, spell
         beams = self.request.group is not None
         self._answers = [] if beams else [Answer(request, stream()) for request in self.requests]
@@ -108,6 +109,8 @@ class Generation:
 
     def show(self, request: Request) -> str | None:
         """Turn a request's new tokens into text; the stop string that ends it, if one has completed."""
+        if self.changed is not None:
+            self.changed[self] = None
         if request.group is not None:
             if request.finish_reason is not None:
                 self._end_beams(request)
