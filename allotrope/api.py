@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from allotrope.errors import UsageError
+from allotrope.errors import RequestError, UsageError
 from allotrope.runtime.asynchronous import AsyncEngine, Stream
 from allotrope.runtime.generation import Generation
 from allotrope.runtime.loop import Loop
@@ -143,7 +143,11 @@ class LLM:
         for i, (item, own, rank) in enumerate(zip(items, params, priorities, strict=True)):
             text, token_ids = self._opened.reader.read(item, f"prompts[{i}]")
             self._opened.reader.check(own)
-            generations.append(loop.prepare(text, token_ids, own, index=i, priority=rank))
+            try:
+                generations.append(loop.prepare(text, token_ids, own, index=i, priority=rank))
+            except RequestError as error:
+                where = f"prompts[{i}]" if len(items) > 1 else error.where
+                raise RequestError(error.problem, where=where, remedy=error.remedy) from None
         return generations
 
 

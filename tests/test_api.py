@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,13 @@ def test_text_and_token_ids_and_dicts_are_the_same_prompt(llm: LLM) -> None:
         assert output.prompt in ("hello", None)
         assert output.outputs[0].finish_reason == "length"
         assert output.outputs[0].text == llm.tokenizer.decode(list(output.outputs[0].token_ids))
+
+
+def test_numpys_integers_are_integers(llm: LLM) -> None:
+    ids = list(np.arange(5, 9))
+    assert ids_of(llm.generate(ids, GREEDY)) == ids_of(llm.generate([5, 6, 7, 8], GREEDY))
+    options = RuntimeOptions(max_num_seqs=np.int64(3), threads=np.int32(1))  # type: ignore[arg-type]
+    assert (options.max_num_seqs, options.threads) == (3, 1) and type(options.max_num_seqs) is int
 
 
 def test_more_prompts_than_slots_come_back_in_order(llm: LLM) -> None:
@@ -254,7 +262,9 @@ def test_the_length_limit(llm: LLM) -> None:
     [
         ([["ok"]], r"prompt_token_ids\[0\] is 'ok'"),
         ({"prompt_token_ids": [VOCAB]}, rf"prompt_token_ids\[0\] is {VOCAB}; it must be from 0 to {VOCAB - 1}"),
-        ([[5], [-3]], r"prompt_token_ids\[0\] is -3"),
+        ([[5], [-3]], r"^prompts\[1\]: prompt_token_ids\[0\] is -3"),
+        ([[5], [5] * 65], r"^prompts\[1\]: the prompt is 65 tokens long; the limit is 64"),
+        (["x", "half \ud83d"], r"^prompts\[1\]: the text has half a surrogate pair at character 5"),
         ({"text": "x"}, r"prompts\[0\] has the keys \['text'\]"),
         ({"prompt": "x", "prompt_token_ids": [1]}, "must have prompt or prompt_token_ids"),
         (5, "prompts is of type int"),

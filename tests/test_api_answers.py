@@ -202,6 +202,7 @@ def test_counters(folder: Path) -> None:
         ("check_step", 0, "check_step is 0; it must be a whole number from 1 to 32"),
         ("check_step", 33, "check_step is 33"),
         ("check_step", True, "check_step is True"),
+        ("max_num_seqs", 10**40, "max_num_seqs is an integer of 133 bits; it must be a whole number from 1 to 4096"),
         ("skip_step", -1, "skip_step is -1; it must be a whole number from 0 to 1048576"),
         ("policy", "random", "policy is 'random'; it must be one of fcfs, priority"),
         ("prefix_cache", "yes", "prefix_cache is 'yes'; it must be True or False"),

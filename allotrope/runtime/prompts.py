@@ -30,7 +30,7 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     if not isinstance(prompts, list | tuple):
         raise RequestError(f"prompts is of type {type(prompts).__name__}; it must be a prompt or a list of prompts")
-    if prompts and all(isinstance(item, int) for item in prompts):
+    if prompts and all(isinstance(item, Integral) for item in prompts):
         return [list(prompts)]
     return list(prompts)
 
@@ -95,7 +95,11 @@ class Reader:
         if not any(isinstance(given, kind) for kind in kinds):
             raise RequestError(f"{name} is of type {type(given).__name__}; it must be text or token ids")
         if isinstance(given, str):
-            return given, self._tokenizer.encode(given) or self._beginning(name)
+            try:
+                ids = self._tokenizer.encode(given)
+            except RequestError as error:  # of several prompts, which one
+                raise RequestError(error.problem, where=name, remedy=error.remedy) from None
+            return given, ids or self._beginning(name)
         return None, list(given) or self._beginning(name)
 
     def conversation(
