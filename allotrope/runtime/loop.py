@@ -74,6 +74,8 @@ class Loop:
         self._flight: deque[_Launched] = deque()
         self._launched = 0  # since the last idle moment
         self._at_work: StepInput | None = None  # the step that is being launched or waited for
+        self._stepping = False
+        self._leaving: list[tuple[Generation, str]] = []  # who was ended in the middle of a step, and how
         self._busy_s = self._idle_s = 0.0
 
     @property
@@ -140,6 +142,7 @@ class Loop:
         """Launch the next step and take in what is to be looked at. Returns who has new tokens or ended."""
         with self.lock:
             changed: dict[Generation, None] = {}
+            self._stepping = True
             try:
                 while self._flight and self.scheduler.wants_commit:
                     self._take(changed)
@@ -149,12 +152,16 @@ class Loop:
             except BaseException:
                 self._abandon()
                 raise
+            finally:
+                self._stepping = False
+                while self._leaving:
+                    self._end(*self._leaving.pop())
             return list(changed)
 
     def drain(self) -> None:
         """Take in the late steps of requests that have all ended, so that nothing is in flight."""
         with self.lock:
-            while self._flight and not self.scheduler.busy:
+            while self._flight and not self.scheduler.busy and not self._stepping:
                 self.step()
 
     def metrics(self) -> dict[str, Any]:
@@ -209,6 +216,9 @@ class Loop:
 
     def _end(self, generation: Generation, reason: str) -> None:
         with self.lock:
+            if self._stepping:  # a stream may be collected, and so leave, at any moment
+                self._leaving.append((generation, reason))
+                return
             for request in generation.requests:
                 if self._live.pop(request, None) is not None:
                     self.scheduler.finish(request, reason)
