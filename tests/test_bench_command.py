@@ -129,6 +129,21 @@ def test_wrong_usage(engine: Path, capsys: pytest.CaptureFixture[str], arguments
     assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--load", "nowhere.csv"], "nowhere.csv: cannot read the trace"),
+        (["--load", "3", "--output-lengths", "many"], "--output-lengths is 'many'"),
+        (["--load", "3", "-o", "/dev/null/x"], "/dev/null/x: cannot be written: Not a directory"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, _, err = call(capsys, tmp_path / "no engine", *arguments)
+    assert code == 2 and message in err
+
+
 def test_numbers_gone_wrong_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = random_weights(LLAMA)
     weights["head.weight"][7] = torch.inf

@@ -166,6 +166,16 @@ def test_deltas_make_the_whole(tokenizer: Tokenizer, asked: Asked, skip: int, ch
             assert told[generation.index, j] == whole
 
 
+def test_a_long_text_is_not_copied_for_each_token(tokenizer: Tokenizer) -> None:
+    """What a token costs must not grow with the text before it."""
+    loop = loop_over(Device(), tokenizer)
+    [generation] = submitted(loop, [([5], replace(GREEDY, max_tokens=60, ignore_eos=True))])
+    finish(loop, [generation])
+    [answer] = generation._answers
+    assert "".join(answer.pieces) == answer.text != ""
+    assert max(map(len, answer.pieces)) < 10 and all(answer.pieces)
+
+
 def test_tokens_end_where_a_stop_string_was_completed(tokenizer: Tokenizer) -> None:
     [free] = alone(tokenizer, [([5, 6, 7], DRAWN)])
     text, tokens = free.outputs[0].text, free.outputs[0].token_ids

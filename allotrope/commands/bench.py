@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What argparse cannot know: bounds, and which options go together."""
+    """What argparse cannot know: bounds, which options go together, whether the trace is one and DIR can be written.
+
+    All of it is said before an engine is opened, or even built.
+    """
+    from allotrope.bench import lengths, trace
+
     traced = not args.load.isdecimal()
     for name in _ONLY_DRAWN if traced else _ONLY_TRACE:
         if getattr(args, name) is not None:
@@ -113,6 +119,13 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name} is {value}; it must be from {_FACTORS[0]:g} to {_FACTORS[1]:g}")
     if not 0 <= args.priority <= 1:
         raise UsageError(f"--priority is {args.priority}; it must be from 0 to 1")
+    for name in ("prompt", "output"):
+        if spec := getattr(args, f"{name}_lengths"):
+            lengths.parse(f"--{name}-lengths", spec)
+    if traced:
+        trace.read(Path(args.load), args.requests)
+    if args.out is not None:
+        _make_folder(args.out)
 
 
 def _workload(args: argparse.Namespace, opened: Opened) -> Workload:
@@ -187,13 +200,22 @@ def _figure(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}" if value >= 100 else f"{value:.3g}"
 
 
+def _make_folder(folder: Path) -> None:
+    """See to it that figures can be kept before an hour goes into measuring them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+
+
 def _keep(asked: Path | None, engine: Engine, where: dict[str, Any], found: Measured, out: Output) -> None:
     """Keep figures and samples in the folder asked for, or in the engine's if that can be written."""
     from allotrope.bench import keep
 
     folder = asked or engine.path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         path = keep.keep(folder, "load", {**found.to_json(), **where, "samples": keep.samples(found.times)})
         if asked is not None:
             keep.keep_csv(folder, found.times)
