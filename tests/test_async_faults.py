@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +33,7 @@ from tests.async_kit import (
     until,
     whole,
 )
+from tests.engines import LLAMA, plan_of, random_weights, write
 from tests.loop_kit import Device, byte_tokenizer, opened
 
 
@@ -253,6 +257,28 @@ def test_an_event_loop_that_ends_takes_its_requests_along(tokenizer: Tokenizer) 
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+def test_a_program_that_ends_without_closing_ends_well(tmp_path: Path) -> None:
+    """A thread in the middle of a step, while Python goes down around it, would abort the process."""
+    folder = write(tmp_path / "llama", plan_of(LLAMA), random_weights(LLAMA))
+    code = f"""
+import time
+import torch
+from allotrope.api import AsyncLLM
+
+def step():  # as one of a large model
+    torch.ones(700, 700) @ torch.ones(700, 700)
+    return []
+
+engine = AsyncLLM({str(folder)!r}, threads=1)
+type(engine._loop).busy, engine._loop.step = True, step
+engine.cancel("nobody")  # wakes the thread
+time.sleep(0.2)
+print("the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
 
 
 def test_event_loops_in_several_threads(tokenizer: Tokenizer) -> None:

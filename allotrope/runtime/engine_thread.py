@@ -6,6 +6,7 @@ nothing to do the thread sleeps until it is woken.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import threading
@@ -50,6 +51,7 @@ class EngineThread:
         self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._drive, name="allotrope-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread that computes while Python goes down takes the process with it
 
     def submit(self, reader: Reader) -> None:
         """Queue a request; its reader is told all that becomes of it, even that the engine has been closed."""
@@ -65,6 +67,7 @@ class EngineThread:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:

@@ -109,6 +109,14 @@ class Reader:
         variables: Mapping[str, object] | None = None,
     ) -> Prompt:
         """The prompt that a conversation is, as the checkpoint's template writes it, up to where the answer begins."""
+        if tools is not None and not (
+            isinstance(tools, list | tuple) and all(isinstance(one, Mapping) for one in tools)
+        ):
+            raise RequestError(f"tools is {show(tools)}; it must be a list of mappings")
+        if variables is not None and not (
+            isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)
+        ):
+            raise RequestError(f"variables is {show(variables)}; it must map names to values")
         return {"prompt_token_ids": self._tokenizer.chat_ids(messages, tools=tools, variables=variables)}
 
     def check(self, params: SamplingParams) -> None:
