@@ -75,6 +75,10 @@ def _one_each(name: str, given: Any, count: int) -> list[Any]:
     return list(given)
 
 
+def _all_are(kind: type, given: Any, whole: Any) -> bool:
+    return isinstance(given, whole) and all(isinstance(one, kind) for one in given)
+
+
 class Reader:
     """Reads prompts as one engine understands them."""
 
@@ -109,13 +113,9 @@ class Reader:
         variables: Mapping[str, object] | None = None,
     ) -> Prompt:
         """The prompt that a conversation is, as the checkpoint's template writes it, up to where the answer begins."""
-        if tools is not None and not (
-            isinstance(tools, list | tuple) and all(isinstance(one, Mapping) for one in tools)
-        ):
+        if not (tools is None or _all_are(Mapping, tools, list | tuple)):
             raise RequestError(f"tools is {show(tools)}; it must be a list of mappings")
-        if variables is not None and not (
-            isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)
-        ):
+        if not (variables is None or _all_are(str, variables, Mapping)):
             raise RequestError(f"variables is {show(variables)}; it must map names to values")
         return {"prompt_token_ids": self._tokenizer.chat_ids(messages, tools=tools, variables=variables)}
 
