@@ -10,6 +10,7 @@ nothing is dropped, and nobody else waits for it.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -33,6 +34,7 @@ class AsyncEngine:
     def __init__(self, opened: Opened) -> None:
         self._opened, self._loop = opened, opened.loop
         self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        self._making = threading.Lock()
         self._thread = EngineThread(opened.loop, at_end=opened.executor.close)
 
     def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Stream:
@@ -106,10 +108,12 @@ class AsyncEngine:
 
     def _submit(self, generation: Generation, box: Mailbox, *, whole: bool) -> None:
         home = asyncio.get_running_loop()
-        if home not in self._outboxes:
-            self._outboxes = {loop: outbox for loop, outbox in self._outboxes.items() if not loop.is_closed()}
-            self._outboxes[home] = Outbox(home)
-        self._thread.submit(Reader(generation, box, self._outboxes[home], whole))
+        with self._making:  # event loops run in threads of their own
+            if home not in self._outboxes:
+                self._outboxes = {loop: outbox for loop, outbox in self._outboxes.items() if not loop.is_closed()}
+                self._outboxes[home] = Outbox(home)
+            outbox = self._outboxes[home]
+        self._thread.submit(Reader(generation, box, outbox, whole))
 
 
 class Stream:
