@@ -302,7 +302,7 @@ class Scheduler:
             if parent is not None and parent.slot < 0:
                 parent = request.parent = None  # it has ended or gave way
             if parent is not None:
-                if parent.planned < parent.prompt_len or draft.begins(parent):
+                if parent.planned < parent.prompt_len or parent in draft.prompts:
                     place += 1
                     continue
                 copies = self._holdings.fork(request, parent, spare)
