@@ -21,6 +21,7 @@ from allotrope.runtime.loop import Loop
 from allotrope.runtime.mailbox import Letter, Mailbox, Outbox
 
 _log = logging.getLogger(__name__)
+_PATIENCE_S = 30.0  # for the step at hand, when the program ends
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class EngineThread:
         self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._drive, name="allotrope-engine", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a thread that computes while Python goes down takes the process with it
+        # A thread that computes while Python goes down takes the process with it; one that hangs must not hold it up.
+        atexit.register(self.close, _PATIENCE_S)
 
     def submit(self, reader: Reader) -> None:
         """Queue a request; its reader is told all that becomes of it, even that the engine has been closed."""
@@ -61,12 +63,12 @@ class EngineThread:
         """End a request, if it runs; `forget`: nobody reads it any more."""
         self._order(partial(self._cancel, request_id, forget))
 
-    def close(self) -> None:
-        """End what runs, and the thread; returns when it has ended."""
+    def close(self, patience_s: float | None = None) -> None:
+        """End what runs, and the thread; returns when it has ended, or patience has."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(patience_s)
         atexit.unregister(self.close)
 
     def _order(self, order: Callable[[], None]) -> None:
