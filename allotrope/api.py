@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from allotrope.errors import UsageError
+from allotrope.errors import RequestError, UsageError
 from allotrope.runtime.asynchronous import AsyncEngine, Stream
 from allotrope.runtime.generation import Generation
 from allotrope.runtime.loop import Loop
@@ -143,7 +143,11 @@ class LLM:
         for i, (item, own, rank) in enumerate(zip(items, params, priorities, strict=True)):
             text, token_ids = self._opened.reader.read(item, f"prompts[{i}]")
             self._opened.reader.check(own)
-            generations.append(loop.prepare(text, token_ids, own, index=i, priority=rank))
+            try:
+                generations.append(loop.prepare(text, token_ids, own, index=i, priority=rank))
+            except RequestError as error:
+                where = f"prompts[{i}]" if len(items) > 1 else error.where
+                raise RequestError(error.problem, where=where, remedy=error.remedy) from None
         return generations
 
 
@@ -178,16 +182,19 @@ class AsyncLLM(AsyncEngine):
 
 
 def _deltas(loop: Loop, generations: list[Generation]) -> Generator[Delta, None, None]:
-    """Others' steps also advance ours, so what is new is asked of all of ours, whoever stepped."""
+    """Others' steps also advance ours, so each of ours puts itself down when it has news, whoever stepped."""
+    changed: dict[Generation, None] = {}
     try:
         for generation in generations:
+            generation.changed = changed
             loop.submit(generation)
-        left = generations
+        left = set(generations)
         while left:
             with loop.lock:
                 loop.step()
-                deltas = [delta for generation in left for delta in generation.news()]
-                left = [generation for generation in left if not generation.ended]
+                deltas = [delta for generation in changed for delta in generation.news()]
+                left -= {generation for generation in changed if generation.ended}
+                changed.clear()
             yield from deltas
     finally:
         _leave(loop, generations)

@@ -12,7 +12,7 @@ import numpy as np
 
 from allotrope.artifact.engine import open_engine
 from allotrope.bench.drive import drive
-from allotrope.bench.workload import Job
+from allotrope.bench.workload import Job, exactly
 from allotrope.runtime.buffers import page_bytes
 from allotrope.runtime.loop import Loop
 from allotrope.runtime.opening import Opened, open_folder
@@ -62,6 +62,11 @@ def opened(engine: Path, pages: int | None = None, **options: Any) -> Iterator[O
         yield found
     finally:
         found.executor.close()
+
+
+def exact_job(arrival: float, prompt: int, output: int, priority: int = 0) -> Job:
+    """A job of exactly so many tokens in and out."""
+    return Job(arrival, tuple(range(1, prompt + 1)), exactly(output), priority)
 
 
 def mixed(job: Job, i: int) -> Job:

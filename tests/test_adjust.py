@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,12 +21,17 @@ tokens_st = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 
 
 def naive(
-    params: SamplingParams, stop_ids: set[int], bad: BadWords, prompt: Sequence[int], output: Sequence[int]
+    params: SamplingParams,
+    stop_ids: set[int],
+    bad: BadWords,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    vocab: int = VOCAB,
 ) -> Changes:
     """divide and add of every token of the vocabulary whose logit is changed, as the penalties are defined."""
     found, counts = {}, Counter(output)
     bias = dict(params.logit_bias or ())
-    for token in range(VOCAB):
+    for token in range(vocab):
         divide = params.repetition_penalty if token in prompt or token in output else 1.0
         penalty = params.presence_penalty * bool(counts[token]) + params.frequency_penalty * counts[token]
         add = bias.get(token, 0.0) - penalty
@@ -83,6 +90,28 @@ def test_it_is_the_definition_after_every_token(  # type: ignore[no-untyped-def]
                 assert changes(adjuster) == expected and not adjuster.needs_tokens
     for given_out, copies in kept:  # a step in flight still reads what it was given
         assert all(np.array_equal(one, copy) for one, copy in zip(given_out, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.5, "repetition_penalty": 0.7},
+        {"logit_bias": {token: token / 10 for token in range(500)}},
+        {"logit_bias": dict.fromkeys(range(64), 1.0), "repetition_penalty": 1.3},
+        {"min_tokens": 100, "max_tokens": 200},
+    ],
+)
+def test_it_makes_room_for_any_number_of_tokens(given: dict[str, Any]) -> None:
+    params, vocab = SamplingParams(**given), 700
+    stop_ids, bad = set(range(200)), tuple((token, token + 1) for token in range(0, 64, 2))
+    adjuster, output = Adjuster(params, stop_ids, bad, [3, 4]), list[int]()
+    for token in (7 * i % vocab for i in range(400)):
+        adjuster.push(token)
+        output.append(token)
+        if token % 3 == 0:
+            assert changes(adjuster) == naive(params, stop_ids, bad, [3, 4], output, vocab)
 
 
 def test_who_needs_the_drawn_tokens() -> None:

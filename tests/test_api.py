@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from allotrope.api import LLM, RequestOutput, SamplingParams
+from allotrope.api import LLM, Delta, RequestOutput, SamplingParams
 from allotrope.errors import EngineError, OutOfMemory, RequestError, UsageError
 from allotrope.models.recipe import Attention, Mlp
+from allotrope.runtime.generation import Generation
 from allotrope.runtime.options import RuntimeOptions, parse_size
 from tests.engines import LLAMA, VOCAB, naive, plan_of, random_weights, write
 
@@ -63,6 +65,13 @@ def test_text_and_token_ids_and_dicts_are_the_same_prompt(llm: LLM) -> None:
         assert output.outputs[0].text == llm.tokenizer.decode(list(output.outputs[0].token_ids))
 
 
+def test_numpys_integers_are_integers(llm: LLM) -> None:
+    ids = list(np.arange(5, 9))
+    assert ids_of(llm.generate(ids, GREEDY)) == ids_of(llm.generate([5, 6, 7, 8], GREEDY))
+    options = RuntimeOptions(max_num_seqs=np.int64(3), threads=np.int32(1))  # type: ignore[arg-type]
+    assert (options.max_num_seqs, options.threads) == (3, 1) and type(options.max_num_seqs) is int
+
+
 def test_more_prompts_than_slots_come_back_in_order(llm: LLM) -> None:
     prompts = ["a" * n for n in range(1, 20)]
     outputs = llm.generate(prompts, GREEDY)
@@ -108,6 +117,34 @@ def test_streamed_pieces_make_the_whole(llm: LLM) -> None:
     assert texts == [output.outputs[0].text for output in whole]
     assert ids == ids_of(whole)
     assert ends == [output.outputs[0].finish_reason for output in whole]
+
+
+def test_a_streams_step_looks_only_at_who_has_news(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step costs must not grow with how many prompts wait."""
+    asked, news, ended = [], Generation.news, Generation.ended.fget
+
+    def counting(generation: Generation) -> Iterator[Delta]:
+        asked.append(generation)
+        return news(generation)
+
+    monkeypatch.setattr(Generation, "news", counting)
+    monkeypatch.setattr(Generation, "ended", property(lambda generation: asked.append(generation) or ended(generation)))
+    params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    deltas = list(llm.stream([[5, 6]] * 100, params))
+    assert sum(len(delta.token_ids) for delta in deltas) == 300
+    assert len(asked) <= 2 * len(deltas)
+
+
+def test_a_stream_hears_of_what_others_steps_ended(llm: LLM) -> None:
+    whole = llm.generate(["left", "right"], GREEDY)
+    stream = llm.stream(["left", "right"], GREEDY)
+    first = next(stream)
+    llm.generate("another", SamplingParams(max_tokens=60, temperature=0, ignore_eos=True))
+    rest = list(stream)
+    for index, output in enumerate(whole):
+        mine = [delta for delta in (first, *rest) if delta.index == index]
+        assert tuple(token for delta in mine for token in delta.token_ids) == output.outputs[0].token_ids
+        assert mine[-1].finish_reason == output.outputs[0].finish_reason
 
 
 def test_two_streams_at_once_each_get_all_of_theirs(llm: LLM) -> None:
@@ -225,7 +262,9 @@ def test_the_length_limit(llm: LLM) -> None:
     [
         ([["ok"]], r"prompt_token_ids\[0\] is 'ok'"),
         ({"prompt_token_ids": [VOCAB]}, rf"prompt_token_ids\[0\] is {VOCAB}; it must be from 0 to {VOCAB - 1}"),
-        ([[5], [-3]], r"prompt_token_ids\[0\] is -3"),
+        ([[5], [-3]], r"^prompts\[1\]: prompt_token_ids\[0\] is -3"),
+        ([[5], [5] * 65], r"^prompts\[1\]: the prompt is 65 tokens long; the limit is 64"),
+        (["x", "half \ud83d"], r"^prompts\[1\]: the text has half a surrogate pair at character 5"),
         ({"text": "x"}, r"prompts\[0\] has the keys \['text'\]"),
         ({"prompt": "x", "prompt_token_ids": [1]}, "must have prompt or prompt_token_ids"),
         (5, "prompts is of type int"),

@@ -159,6 +159,20 @@ def test_conversations_that_are_none(llm: LLM, messages: Any, message: str) -> N
         llm.chat(messages, GREEDY)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tools": 5}, "tools is 5; it must be a list of mappings"),
+        ({"tools": ["x"]}, r"tools is \['x'\]; it must be a list of mappings"),
+        ({"variables": 5}, "variables is 5; it must map names to values"),
+        ({"variables": {1: 2}}, "variables is {1: 2}; it must map names to values"),
+    ],
+)
+def test_what_a_template_is_given(llm: LLM, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.chat([{"role": "user", "content": "x"}], **given)
+
+
 def test_priorities(folder: Path) -> None:
     with LLM(folder, threads=1, policy="priority", max_num_seqs=1) as llm:
         order = []
@@ -202,6 +216,7 @@ def test_counters(folder: Path) -> None:
         ("check_step", 0, "check_step is 0; it must be a whole number from 1 to 32"),
         ("check_step", 33, "check_step is 33"),
         ("check_step", True, "check_step is True"),
+        ("max_num_seqs", 10**40, "max_num_seqs is an integer of 133 bits; it must be a whole number from 1 to 4096"),
         ("skip_step", -1, "skip_step is -1; it must be a whole number from 0 to 1048576"),
         ("policy", "random", "policy is 'random'; it must be one of fcfs, priority"),
         ("prefix_cache", "yes", "prefix_cache is 'yes'; it must be True or False"),

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from allotrope.errors import AllotropeError, RequestError, UsageError
 from allotrope.runtime.asynchronous import AsyncEngine, Stream
+from allotrope.runtime.mailbox import Letter, Outbox
 from allotrope.runtime.outputs import RequestOutput
 from allotrope.tokenizers import Tokenizer
-from tests.async_kit import KINDS, LONG, SHORT, Gate, alone, bare, engine_over, idle, read, running, until, whole
+from tests.async_kit import (
+    KINDS,
+    LONG,
+    SHORT,
+    Gate,
+    alone,
+    bare,
+    engine_over,
+    idle,
+    parts,
+    read,
+    running,
+    until,
+    whole,
+)
+from tests.engines import LLAMA, plan_of, random_weights, write
 from tests.loop_kit import Device, byte_tokenizer, opened
 
 
@@ -64,6 +84,28 @@ def test_a_device_that_is_gone_ends_every_request_and_no_other(tokenizer: Tokeni
             found = await asyncio.gather(*(engine.answer([5 + i], KINDS[i % 4]) for i in range(9)))
             assert {answer.finish_reason for output in found for answer in output.outputs} == {"error"}
             gone[0] = False
+            assert bare(await engine.answer([5] * 3, LONG)) == await alone(tokenizer, [5] * 3, LONG)
+
+    running(test)
+
+
+def test_a_step_that_fails_when_all_in_it_have_left_stops_nothing(tokenizer: Tokenizer) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def fails(when: str, number: int) -> bool:
+        if (when, number) == ("wait", 2):  # step 3 has been launched
+            reached.set()
+            assert go.wait(20)
+        return (when, number) == ("wait", 3)
+
+    async def test() -> None:
+        async with engine_over(Device(fails=fails), tokenizer) as engine:
+            stream = engine.generate([5] * 3, LONG)
+            await anext(stream)
+            assert await asyncio.to_thread(reached.wait, 20)
+            await stream.aclose()
+            go.set()
+            await until(lambda: not engine.metrics()["in_flight"])
             assert bare(await engine.answer([5] * 3, LONG)) == await alone(tokenizer, [5] * 3, LONG)
 
     running(test)
@@ -124,6 +166,79 @@ def test_closing_while_streaming(tokenizer: Tokenizer) -> None:
     running(test)
 
 
+def test_streams_that_leave_while_the_engine_says_farewell(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        device = Device()
+        engine = AsyncEngine(opened(device, tokenizer))
+        streams = [engine.generate([5] * 3, LONG) for _ in range(4)]
+        for stream in streams:
+            await anext(stream)
+        send, left = Outbox.send, list(streams)
+
+        def leaving(outbox: Outbox, letters: Sequence[Letter]) -> bool:
+            if engine._thread._ended is not None and left:
+                left.pop()._leave()  # as when it is collected in this moment
+            return send(outbox, letters)
+
+        monkeypatch.setattr(Outbox, "send", leaving)
+        await engine.close()
+        assert device.closed and not left
+        for stream in streams:
+            with pytest.raises(UsageError, match="has been closed"):
+                await whole(stream)
+
+    running(test)
+
+
+def test_one_task_reads_a_stream(tokenizer: Tokenizer) -> None:
+    """A second reader is refused; it must not have the prompt queued twice."""
+
+    async def test() -> None:
+        async with engine_over(Device(), tokenizer) as engine:
+            stream = engine.generate([5] * 3, LONG)
+            stream._long = True  # read off the event loop, so that both ask before it is queued
+            first, second = await asyncio.gather(whole(stream), anext(stream), return_exceptions=True)
+            assert isinstance(second, UsageError) and "another task reads this stream" in str(second)
+            assert first == parts(await engine.answer([5] * 3, LONG))
+            assert engine.metrics()["finished"] == {"length": 2}
+
+    running(test)
+
+
+def test_a_stream_left_before_its_prompt_was_read_is_not_queued(tokenizer: Tokenizer) -> None:
+    async def test() -> None:
+        async with engine_over(Device(), tokenizer) as engine:
+            stream = engine.generate([5] * 3, LONG)
+            stream._long = True
+            task = asyncio.create_task(whole(stream))
+            await asyncio.sleep(0)
+            await stream.aclose()
+            assert await task == []
+            assert engine.metrics()["steps"] == 0 and not engine.metrics()["finished"]
+
+    running(test)
+
+
+def test_who_has_left_gets_nothing_more(tokenizer: Tokenizer) -> None:
+    async def test() -> None:
+        device = Device()
+        async with engine_over(device, tokenizer) as engine:
+            stream = engine.generate([5] * 3, LONG)
+            await anext(stream)
+            seen = len(device.steps)
+            while len(device.steps) < seen + 5:  # letters gather, as the event loop is held up
+                time.sleep(0.001)
+            await stream.aclose()
+            await idle(engine)
+            assert await whole(stream) == []
+            with pytest.raises(UsageError, match="has not ended"):
+                stream.output()
+
+    running(test)
+
+
 def test_an_event_loop_that_ends_takes_its_requests_along(tokenizer: Tokenizer) -> None:
     device = Device(fails=lambda when, number: bool(time.sleep(0.002)))
     engine = AsyncEngine(opened(device, tokenizer))
@@ -142,6 +257,28 @@ def test_an_event_loop_that_ends_takes_its_requests_along(tokenizer: Tokenizer) 
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+def test_a_program_that_ends_without_closing_ends_well(tmp_path: Path) -> None:
+    """A thread in the middle of a step, while Python goes down around it, would abort the process."""
+    folder = write(tmp_path / "llama", plan_of(LLAMA), random_weights(LLAMA))
+    code = f"""
+import time
+import torch
+from allotrope.api import AsyncLLM
+
+def step():  # as one of a large model
+    torch.ones(700, 700) @ torch.ones(700, 700)
+    return []
+
+engine = AsyncLLM({str(folder)!r}, threads=1)
+type(engine._loop).busy, engine._loop.step = True, step
+engine.cancel("nobody")  # wakes the thread
+time.sleep(0.2)
+print("the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
 
 
 def test_event_loops_in_several_threads(tokenizer: Tokenizer) -> None:

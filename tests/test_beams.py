@@ -93,6 +93,15 @@ def test_many_ends_let_beams_stop_early_and_be_ranked(model: Any) -> None:
     assert len(lengths) > 1
 
 
+def test_beams_ask_for_no_more_candidates_than_can_matter() -> None:
+    """A stop token can take the place of one candidate of each beam, and no more: a thousand cost no millions."""
+    assert [BeamSearch(width, range(ends), 1.0, False, 8).wanted for width, ends in ((4, 0), (4, 1), (16, 1024))] == [
+        4,
+        5,
+        1040,
+    ]
+
+
 def test_a_text_that_ends_at_once_is_kept_and_ranked_by_its_length() -> None:
     """By hand: two beams, length penalty 1. Token 2 ends at -1.0; going on gives -0.6, then -0.6 - 0.2."""
     beams = BeamSearch(2, (2,), 1.0, True, 8)

@@ -109,7 +109,11 @@ def test_other_figures_stay(engine: Path, tmp_path: Path, capsys: pytest.Capture
         (["--load", "nowhere.csv"], "nowhere.csv: cannot read the trace"),
         (["--load", "3", "--speedup", "2"], "--speedup is for a trace; --load gives a number; leave it out"),
         (["--load", "t.csv", "--rate", "2"], "--rate is for N requests; a trace has its own"),
-        (["--load", "3", "--rate", "0"], "--rate is 0.0; it must be above 0"),
+        (["--load", "3", "--rate", "0"], "--rate is 0.0; it must be from 1e-06 to 1e+09"),
+        (["--load", "3", "--rate", "1e-300"], "--rate is 1e-300; it must be from 1e-06 to 1e+09"),
+        (["--load", "t.csv", "--speedup", "1e-300"], "--speedup is 1e-300; it must be from 1e-06 to 1e+09"),
+        (["--load", "t.csv", "--scale", "1e308"], "--scale is 1e+308; it must be from 1e-06 to 1e+09"),
+        (["--load", "t.csv", "--scale", "inf"], "--scale is inf; it must be from 1e-06 to 1e+09"),
         (["--load", "3", "--rate", "inf"], "--rate is inf"),
         (["--load", "t.csv", "--scale", "nan"], "--scale is nan"),
         (["--load", "t.csv", "--requests", "-1"], "--requests is -1; it must be from 1"),
@@ -123,6 +127,21 @@ def test_other_figures_stay(engine: Path, tmp_path: Path, capsys: pytest.Capture
 def test_wrong_usage(engine: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     code, _, err = call(capsys, engine, *arguments)
     assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--load", "nowhere.csv"], "nowhere.csv: cannot read the trace"),
+        (["--load", "3", "--output-lengths", "many"], "--output-lengths is 'many'"),
+        (["--load", "3", "-o", "/dev/null/x"], "/dev/null/x: cannot be written: Not a directory"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, _, err = call(capsys, tmp_path / "no engine", *arguments)
+    assert code == 2 and message in err
 
 
 def test_numbers_gone_wrong_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,23 @@ import pytest
 
 from allotrope.artifact.plan import Plan
 from allotrope.bench import lengths, trace
-from allotrope.bench.drive import Clock, Times, drive
+from allotrope.bench.drive import Clock, drive
 from allotrope.bench.limit import limit
 from allotrope.bench.load import measure, warm_up
-from allotrope.bench.summary import latencies, percentile, spread
 from allotrope.bench.watch import Step, Watched
 from allotrope.bench.workload import URGENT, Job, Workload, drawn, exactly, recorded, with_urgent
 from allotrope.errors import RequestError, UsageError
 from allotrope.hw.peaks import Ceilings
 from allotrope.models.recipe import slots
+from allotrope.runtime.generation import Generation
 from allotrope.runtime.loop import Loop
-from allotrope.runtime.request import Limits
+from allotrope.runtime.request import Limits, Request
 from allotrope.runtime.scheduler import Scheduler
 from allotrope.runtime.step import WANT_ALL, WANT_LAST, WANT_NONE, StepInput
 from allotrope.tokenizers import absent
 from tests.engines import GPT, LLAMA, plan_of
 from tests.load_kit import ROWS, Fake, write_trace
+from tests.load_kit import exact_job as job
 
 VOCAB = 300
 
@@ -45,51 +47,9 @@ class Hand:
         self.time += seconds
 
 
-def job(arrival: float, prompt: int, output: int, priority: int = 0) -> Job:
-    return Job(arrival, tuple(range(1, prompt + 1)), exactly(output), priority)
-
-
 def loop_of(executor: Any, *, slots: int = 2, policy: str = "fcfs", pages: int = 64) -> Loop:
     scheduler = Scheduler(pages, 4, slots, 64, 64, policy=policy)
     return Loop(executor, scheduler, absent(), Limits(VOCAB, 64))
-
-
-# Percentiles and latencies
-
-
-def test_percentiles_are_linear_between_neighbours() -> None:
-    ten = [50.0, 10, 20, 30, 40, 60, 70, 80, 90, 100]  # order does not matter
-    assert percentile(ten, 0.5) == 55  # place 4.5, between 50 and 60
-    assert percentile(ten, 0.9) == 91  # place 8.1: 90 + 0.1 · 10
-    assert percentile(ten, 0.99) == pytest.approx(99.1)  # place 8.91
-    assert (percentile(ten, 0), percentile(ten, 1)) == (10, 100)
-    assert percentile([7.0], 0.99) == 7
-    assert percentile([1.0, 2.0], 0.5) == 1.5
-    assert math.isnan(percentile([], 0.5))
-    with pytest.raises(ValueError, match=r"share is 90"):
-        percentile(ten, 90)
-
-
-def test_percentiles_are_those_of_numpy() -> None:
-    random = np.random.default_rng(0)
-    for count in (1, 2, 3, 10, 101, 1000):
-        samples = random.lognormal(0, 2, count).tolist()
-        found = spread(samples)
-        expected = np.percentile(samples, [50, 90, 99])
-        assert [found.p50, found.p90, found.p99] == pytest.approx(expected.tolist(), rel=1e-12)
-        assert found.mean == pytest.approx(np.mean(samples), rel=1e-12)
-
-
-def test_latencies_by_hand() -> None:
-    first = Times(job(1.0, 5, 4), started=1.5, tokens=[2.0, 2.25, 2.5, 4.0], finish_reason="length")
-    single = Times(job(2.0, 5, 1), started=2.0, tokens=[5.0], finish_reason="length")
-    lost = Times(job(2.0, 5, 1), finish_reason="error")
-    found = latencies([first, single, lost])
-    assert found.queue.mean == 250  # (500 + 0) / 2
-    assert (found.ttft.mean, found.ttft.p50, found.ttft.p90) == (2000, 2000, 2800)  # 1000 and 3000
-    assert found.tpot.mean == found.tpot.p99 == pytest.approx(2000 / 3)  # one request has several tokens
-    assert (found.itl.mean, found.itl.p50) == (pytest.approx(2000 / 3), 250)  # 250, 250, 1500
-    assert (found.total.mean, found.total.p50) == (3000, 3000)
 
 
 # Driving
@@ -119,6 +79,37 @@ def test_what_waits_for_a_slot_queues() -> None:
     driven = drive(loop, [job(0.0, 2, 2), job(0.0, 2, 1), job(0.0, 2, 1)], hand.clock)
     assert [one.started for one in driven.times] == [0, 2, 3]
     assert [one.tokens for one in driven.times] == [[1, 2], [3], [4]]
+
+
+def test_a_step_does_not_look_at_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, steps = 0, 0
+    request = Generation.request.fget
+
+    def counting(generation: Generation) -> Request:
+        nonlocal looked
+        looked += 1
+        return request(generation)
+
+    def step(_: StepInput) -> None:
+        nonlocal steps
+        steps += 1
+
+    monkeypatch.setattr(Generation, "request", property(counting))
+    driven = drive(loop_of(Fake(on_launch=step), slots=2), [job(0.0, 2, 2) for _ in range(300)])
+    assert steps >= 300 and looked < 20 * 300
+    assert all(one.started <= one.tokens[0] for one in driven.times)
+
+
+def test_a_pause_of_years_is_slept_in_parts() -> None:
+    hand, slept = Hand(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        hand.advance(seconds)
+
+    years = 3e8
+    driven = drive(loop_of(Fake()), [job(years, 2, 1)], replace(hand.clock, sleep=sleep))
+    assert max(slept) < 1e6 and driven.times[0].tokens[0] == pytest.approx(years)
 
 
 def test_the_urgent_go_first() -> None:

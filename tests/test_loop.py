@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from allotrope.runtime.generation import Generation
 from allotrope.runtime.loop import Loop
 from allotrope.runtime.options import MOST_IN_FLIGHT
 from allotrope.runtime.outputs import RequestOutput
+from allotrope.runtime.request import Request
 from allotrope.runtime.sampling_params import SamplingParams
 from allotrope.tokenizers import Tokenizer
 from tests.loop_kit import Broken, Device, byte_tokenizer, loop_over
@@ -164,6 +166,16 @@ def test_deltas_make_the_whole(tokenizer: Tokenizer, asked: Asked, skip: int, ch
             assert told[generation.index, j] == whole
 
 
+def test_a_long_text_is_not_copied_for_each_token(tokenizer: Tokenizer) -> None:
+    """What a token costs must not grow with the text before it."""
+    loop = loop_over(Device(), tokenizer)
+    [generation] = submitted(loop, [([5], replace(GREEDY, max_tokens=60, ignore_eos=True))])
+    finish(loop, [generation])
+    [answer] = generation._answers
+    assert "".join(answer.pieces) == answer.text != ""
+    assert max(map(len, answer.pieces)) < 10 and all(answer.pieces)
+
+
 def test_tokens_end_where_a_stop_string_was_completed(tokenizer: Tokenizer) -> None:
     [free] = alone(tokenizer, [([5, 6, 7], DRAWN)])
     text, tokens = free.outputs[0].text, free.outputs[0].token_ids
@@ -251,7 +263,7 @@ def test_a_step_that_cannot_be_planned_has_no_suspects(tokenizer: Tokenizer, mon
         loop.step()  # takes in what is in flight
         with pytest.raises(RuntimeError, match="no next step"):
             loop.step()
-    assert loop.suspects == []
+    assert loop.suspects is None
     assert finish(loop, generations) == alone(tokenizer, [([5] * 3, GREEDY)])
 
 
@@ -274,6 +286,29 @@ def test_whoever_leaves_is_in_no_further_step(tokenizer: Tokenizer, asked: Asked
         assert finish(loop, left) == [output for i, output in enumerate(expected) if i != leaving]
         assert [list(request.tokens) for request in gone.requests] == tokens, "a token after its end"
         loop.cancel(gone)  # leaving twice is leaving once
+
+
+@pytest.mark.parametrize("shown", range(1, 12))
+def test_who_leaves_in_the_middle_of_a_step_harms_nobody(
+    tokenizer: Tokenizer, asked: Asked, shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is garbage may be collected anywhere, also between two lines of a step."""
+    expected, show, calls = alone(tokenizer, asked), Generation.show, itertools.count(1)
+    loop = loop_over(Device(), tokenizer)
+    generations = submitted(loop, asked)
+
+    def collecting(generation: Generation, request: Request) -> str | None:
+        if next(calls) == shown:
+            for other in generations[1::2]:
+                loop.cancel(other)
+            loop.drain()
+        return show(generation, request)
+
+    monkeypatch.setattr(Generation, "show", collecting)
+    outputs = finish(loop, generations)
+    assert outputs[::2] == expected[::2]
+    assert all(one.ended for one in generations)
+    check_idle(loop)
 
 
 def test_idleness_counts_only_with_work_at_hand(tokenizer: Tokenizer) -> None:

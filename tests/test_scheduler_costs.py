@@ -71,6 +71,22 @@ def test_a_step_of_64_rows_is_scheduled_quickly() -> None:
     assert min(times_of(64, 120)) < 150e-6  # the least of many: the machine may be busy
 
 
+def test_many_groups_at_once_are_admitted_in_time_that_grows_with_them() -> None:
+    """Whether another computes a group's prompt must not be asked of every row: twice the groups, twice the time."""
+
+    def took(groups: int) -> float:
+        scheduler = Scheduler(10**5, 16, groups, 10**5, 48)
+        params = SamplingParams(max_tokens=3, n=1, seed=1)
+        for number in range(groups):
+            first, *others = [new_request(8 * number + i, [number % 20, 3], params, LIMITS, index=i) for i in range(8)]
+            scheduler.submit_group(first, others)
+        start = time.perf_counter()
+        scheduler.plan_step()
+        return time.perf_counter() - start
+
+    assert min(took(800) for _ in range(3)) < 12 * min(took(100) for _ in range(3))
+
+
 def main() -> None:
     """Say what a step costs here."""
     for rows in (1, 8, 64, 256):

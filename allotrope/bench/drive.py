@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from allotrope.bench.workload import Job
 from allotrope.runtime.generation import Generation
 from allotrope.runtime.loop import Loop
+from allotrope.runtime.request import Request
+
+_LONGEST_S = 3600.0  # what is slept at once: a clock has its limits, and a trace may span years
 
 
 @dataclass(eq=False)
@@ -61,7 +64,7 @@ class _Load:
             (Times(job), loop.prepare(None, job.prompt, job.params, priority=job.priority)) for job in jobs
         )
         self._live: dict[Generation, Times] = {}
-        self._queued: dict[Generation, Times] = {}  # of these, whom no step has worked on
+        self._queued: dict[Request, Times] = {}  # of these, whom no step has worked on
 
     def run(self) -> Driven:
         times, generations = [one for one, _ in self._due], [one for _, one in self._due]
@@ -71,12 +74,12 @@ class _Load:
                 now = self._clock.now() - began
                 self._submit(now)
                 if not self._live:
-                    self._clock.sleep(self._due[0][0].job.arrival - now)
+                    self._clock.sleep(min(self._due[0][0].job.arrival - now, _LONGEST_S))
                     absent += self._clock.now() - began - now
                     continue
                 changed = self._loop.step()
                 seen = self._clock.now() - began
-                self._note_started(now)
+                self._note_started(now, changed)
                 for generation in changed:
                     self._note(generation, seen)
             seconds = self._clock.now() - began
@@ -91,12 +94,14 @@ class _Load:
         while self._due and self._due[0][0].job.arrival <= now:
             times, generation = self._due.popleft()
             self._loop.submit(generation)
-            self._live[generation] = self._queued[generation] = times
+            self._live[generation] = self._queued[generation.request] = times
 
-    def _note_started(self, now: float) -> None:
-        """Whoever has a slot, or has had one, takes part since the step that was planned last."""
-        for generation in [one for one in self._queued if one.request.slot >= 0 or one.ended]:
-            self._queued.pop(generation).started = now
+    def _note_started(self, now: float, changed: Sequence[Generation]) -> None:
+        """Whoever has a slot, or has had one and ended, takes part since the step that was planned last."""
+        for request in (*self._loop.scheduler.running, *(generation.request for generation in changed)):
+            times = self._queued.pop(request, None)
+            if times is not None:
+                times.started = now
 
     def _note(self, generation: Generation, seen: float) -> None:
         times, request = self._live[generation], generation.request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ HELP = (
 )
 _USUAL = 128  # tokens, where no length is given
 _MOST = 10**6
+_FACTORS = (1e-6, 1e9)  # of rates, speeds and lengths
 _LATENCIES = (
     ("queue", "waiting to be started"),
     ("ttft", "first token"),
@@ -95,22 +97,35 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What argparse cannot know: bounds, and which options go together."""
+    """What argparse cannot know: bounds, which options go together, whether the trace is one and DIR can be written.
+
+    All of it is said before an engine is opened, or even built.
+    """
+    from allotrope.bench import lengths, trace
+
     traced = not args.load.isdecimal()
     for name in _ONLY_DRAWN if traced else _ONLY_TRACE:
         if getattr(args, name) is not None:
             what = "N requests; a trace has its own" if traced else "a trace; --load gives a number"
             raise UsageError(f"--{name.replace('_', '-')} is for {what}", remedy="leave it out")
-    if not traced and not 1 <= int(args.load[:9]) <= _MOST:
+    if not traced and not 1 <= int(args.load[:40]) <= _MOST:
         raise UsageError(f"--load is {args.load[:40]}", remedy=f"give a number from 1 to {_MOST}, or a trace's file")
     if args.requests is not None and not 1 <= args.requests <= _MOST:
         raise UsageError(f"--requests is {args.requests}; it must be from 1 to {_MOST}")
     for name in ("rate", "speedup", "scale"):
         value = getattr(args, name)
-        if value is not None and not (value > 0 and (name == "speedup" or math.isfinite(value))):
-            raise UsageError(f"--{name} is {value}; it must be above 0")
+        at_once = name == "speedup" and value == math.inf
+        if value is not None and not (_FACTORS[0] <= value <= _FACTORS[1] or at_once):
+            raise UsageError(f"--{name} is {value}; it must be from {_FACTORS[0]:g} to {_FACTORS[1]:g}")
     if not 0 <= args.priority <= 1:
         raise UsageError(f"--priority is {args.priority}; it must be from 0 to 1")
+    for name in ("prompt", "output"):
+        if spec := getattr(args, f"{name}_lengths"):
+            lengths.parse(f"--{name}-lengths", spec)
+    if traced:
+        trace.read(Path(args.load), args.requests)
+    if args.out is not None:
+        _make_folder(args.out)
 
 
 def _workload(args: argparse.Namespace, opened: Opened) -> Workload:
@@ -185,13 +200,22 @@ def _figure(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}" if value >= 100 else f"{value:.3g}"
 
 
+def _make_folder(folder: Path) -> None:
+    """See to it that figures can be kept before an hour goes into measuring them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+
+
 def _keep(asked: Path | None, engine: Engine, where: dict[str, Any], found: Measured, out: Output) -> None:
     """Keep figures and samples in the folder asked for, or in the engine's if that can be written."""
     from allotrope.bench import keep
 
     folder = asked or engine.path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         path = keep.keep(folder, "load", {**found.to_json(), **where, "samples": keep.samples(found.times)})
         if asked is not None:
             keep.keep_csv(folder, found.times)

@@ -61,7 +61,8 @@ class Adjuster:
         self._add = np.zeros(len(self._tokens), np.float32)
         self._bias = dict(params.logit_bias or ()) | {ids[0]: -np.inf for ids in bad_words if len(ids) == 1}
         for token, bias in self._bias.items():
-            self._add[self._entry(token)] = bias
+            place = self._entry(token)  # first, as it may move the arrays
+            self._add[place] = bias
         self._stops = [self._entry(token) for token in stop_ids] if params.min_tokens else []
         self._words = tuple((ids[:-1], self._entry(ids[-1])) for ids in bad_words if len(ids) > 1)
         self._reach = max((len(before) for before, _ in self._words), default=0)
@@ -84,12 +85,15 @@ class Adjuster:
         self._drawn += 1
         if self._reach:
             self._last = (*self._last, token)[-self._reach :]
+        if not (self._repeating or self._counting):
+            return
+        place = self._entry(token)  # first, as it may move the arrays
         if self._repeating:
-            self._divide[self._entry(token)] = self._params.repetition_penalty
+            self._divide[place] = self._params.repetition_penalty
         if self._counting:
             times = self._counts[token] = self._counts.get(token, 0) + 1
             penalty = self._params.presence_penalty + self._params.frequency_penalty * times
-            self._add[self._entry(token)] = self._bias.get(token, 0.0) - penalty
+            self._add[place] = self._bias.get(token, 0.0) - penalty
 
     def entries(self) -> Entries:
         """What the next token's logits are changed by; nobody writes to these arrays again."""

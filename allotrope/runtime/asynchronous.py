@@ -10,6 +10,7 @@ nothing is dropped, and nobody else waits for it.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -33,6 +34,7 @@ class AsyncEngine:
     def __init__(self, opened: Opened) -> None:
         self._opened, self._loop = opened, opened.loop
         self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        self._making = threading.Lock()
         self._thread = EngineThread(opened.loop, at_end=opened.executor.close)
 
     def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Stream:
@@ -106,10 +108,12 @@ class AsyncEngine:
 
     def _submit(self, generation: Generation, box: Mailbox, *, whole: bool) -> None:
         home = asyncio.get_running_loop()
-        if home not in self._outboxes:
-            self._outboxes = {loop: outbox for loop, outbox in self._outboxes.items() if not loop.is_closed()}
-            self._outboxes[home] = Outbox(home)
-        self._thread.submit(Reader(generation, box, self._outboxes[home], whole))
+        with self._making:  # event loops run in threads of their own
+            if home not in self._outboxes:
+                self._outboxes = {loop: outbox for loop, outbox in self._outboxes.items() if not loop.is_closed()}
+                self._outboxes[home] = Outbox(home)
+            outbox = self._outboxes[home]
+        self._thread.submit(Reader(generation, box, outbox, whole))
 
 
 class Stream:
@@ -133,33 +137,41 @@ class Stream:
         self._prepare, self._submit, self._thread, self._long = prepare, submit, thread, long
         self._generation: Generation | None = None
         self._box = Mailbox()
+        self._reading = self._left = False
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> Delta:
+        if self._reading:
+            raise UsageError("another task reads this stream", remedy="give each task a stream of its own")
+        self._reading = True
         try:
             if self._generation is None and not self._box.over:
                 generation = await asyncio.to_thread(self._prepare) if self._long else self._prepare()
-                self._generation = generation
-                self._submit(generation, self._box)
+                if not self._box.over:  # it may have been left meanwhile
+                    self._generation = generation
+                    self._submit(generation, self._box)
             delta = await self._box.take()
         except BaseException:
             await self.aclose()
             raise
+        finally:
+            self._reading = False
         if delta is None:
             raise StopAsyncIteration
         return delta
 
     def output(self) -> RequestOutput:
         """The whole answer, after the last delta."""
-        if self._generation is None or not self._box.over:
+        if self._generation is None or not self._box.over or self._left:
             raise UsageError("the answer has not ended", remedy="read the stream to its end")
         return self._generation.output()
 
     async def aclose(self) -> None:
         """Leave. Nothing more is given out, and the request is cancelled if it runs."""
         self._leave()
+        self._left = self._left or not self._box.over
         self._box.clear()
 
     async def __aenter__(self) -> Stream:

@@ -1,7 +1,7 @@
 """Beam search over one prompt, as transformers defines it. Pure Python: what is likely comes in, who goes on comes out.
 
-Each of W beams brings its likeliest next tokens. Of all continuations the best K are looked at, by the sum
-of their log-probabilities, where K is large enough that W of them go on even if every beam could end:
+Each of W beams brings its likeliest next tokens, so many that W of them do not end their text. The
+continuations are ranked by the sum of their log-probabilities:
 
     continuations, best first    c1  c2* c3  c4*        W = 2, * ends its text
     go on                        c1      c3             the best W that do not end
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,8 +42,14 @@ class _Beam:
     logprobs: tuple[float, ...]
     total: np.float32
 
-    def grown(self, token: int, logprob: float, total: np.float32) -> _Beam:
-        return _Beam((*self.tokens, token), (*self.logprobs, logprob), total)
+
+class _Next(NamedTuple):
+    """What a beam may go on with."""
+
+    total: np.float32
+    parent: int
+    token: int
+    logprob: float
 
 
 class BeamSearch:
@@ -57,7 +64,7 @@ class BeamSearch:
         max_tokens: int,
     ) -> None:
         self.width = width
-        self.wanted = max(2, 1 + len(eos_ids)) * width  # how many candidates each beam must bring
+        self.wanted = width + len(eos_ids)  # how many candidates each beam must bring
         self._ends = frozenset(eos_ids)
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping
@@ -71,16 +78,16 @@ class BeamSearch:
 
         The first call brings one beam, the prompt; all others bring `width`. None: the search is over.
         """
-        grown = self._continuations(candidates)
+        ranked = self._ranked(candidates)
         length = len(self._beams[0].tokens) + 1
-        ending = [length >= self._max_tokens or token in self._ends for _, token, _ in grown]
-        self._end([beam for (_, _, beam), ends in zip(grown[: self.width], ending, strict=False) if ends], length)
-        going = [entry for entry, ends in zip(grown, ending, strict=True) if not ends][: self.width]
-        self.done = len(going) < self.width or self._settled(going[0][2].total, length)
+        last = length >= self._max_tokens
+        self._end([self._grown(one) for one in ranked[: self.width] if last or one.token in self._ends], length)
+        going = [] if last else [one for one in ranked if one.token not in self._ends][: self.width]
+        self.done = len(going) < self.width or self._settled(going[0].total, length)
         if self.done:
             return None
-        self._beams = [beam for _, _, beam in going]
-        return [(parent, token) for parent, token, _ in going]
+        self._beams = [self._grown(one) for one in going]
+        return [(one.parent, one.token) for one in going]
 
     def best(self, count: int) -> list[Hypothesis]:
         """The best texts, best first."""
@@ -90,18 +97,19 @@ class BeamSearch:
         """What each beam has said so far."""
         return [beam.tokens for beam in self._beams]
 
-    def _continuations(self, candidates: Sequence[Candidates]) -> list[tuple[int, int, _Beam]]:
-        """The best continuations of all beams, as (parent, token, the beam it would be), best first."""
+    def _ranked(self, candidates: Sequence[Candidates]) -> list[_Next]:
+        """The continuations of all beams, best first."""
         pool = [
-            (beam.total + np.float32(logprob), parent, token, logprob)
+            _Next(beam.total + np.float32(logprob), parent, token, logprob)
             for parent, (beam, likely) in enumerate(zip(self._beams, candidates, strict=True))
             for token, logprob in likely
         ]
-        pool.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
-        return [
-            (parent, token, self._beams[parent].grown(token, logprob, total))
-            for total, parent, token, logprob in pool[: self.wanted]
-        ]
+        pool.sort(key=lambda one: (-one.total, one.parent, one.token))
+        return pool
+
+    def _grown(self, one: _Next) -> _Beam:
+        beam = self._beams[one.parent]
+        return _Beam((*beam.tokens, one.token), (*beam.logprobs, one.logprob), one.total)
 
     def _end(self, beams: list[_Beam], length: int) -> None:
         """Rank texts that have just ended among those that had."""

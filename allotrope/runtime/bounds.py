@@ -65,6 +65,8 @@ def texts(name: str, value: Any, most: int, most_bytes: int) -> tuple[str, ...]:
         size = len(text.encode("utf-8", "surrogatepass"))
         if not 1 <= size <= most_bytes:
             raise RequestError(f"{name}[{i}] is {size} bytes long; it must be from 1 to {most_bytes} bytes")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise RequestError(f"{name}[{i}] is {show(text)}; it must not hold half a surrogate pair")
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     adjusted: list[int] = field(default_factory=list)  # rows whose logits are changed before they draw
+    prompts: set[Request] = field(default_factory=set)  # of whose prompts some is computed in this step
     scored: list[int] = field(default_factory=list)  # rows of prompts whose log-probabilities were asked for
     waits: bool = False  # somebody's next step needs what this one draws
 
@@ -39,6 +40,8 @@ class Draft:
             if end > known:
                 self.tokens.append(LAST_DRAWN)
         request.planned = end
+        if first < request.prompt_len:
+            self.prompts.add(request)
         if end == known + request.pending:
             self.draws.append(True)
             request.pending += 1
@@ -64,10 +67,3 @@ class Draft:
         request.planned += 1
         self.waits = True
         self.budget -= width
-
-    def begins(self, request: Request) -> bool:
-        """Whether any of the request's prompt is computed in this step."""
-        return any(
-            other is request and first < request.prompt_len
-            for other, first in zip(self.requests, self.first, strict=True)
-        )

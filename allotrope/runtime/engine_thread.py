@@ -6,6 +6,7 @@ nothing to do the thread sleeps until it is woken.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import threading
@@ -20,6 +21,7 @@ from allotrope.runtime.loop import Loop
 from allotrope.runtime.mailbox import Letter, Mailbox, Outbox
 
 _log = logging.getLogger(__name__)
+_PATIENCE_S = 30.0  # for the step at hand, when the program ends
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class EngineThread:
         self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._drive, name="allotrope-engine", daemon=True)
         self._thread.start()
+        # A thread that computes while Python goes down takes the process with it; one that hangs must not hold it up.
+        atexit.register(self.close, _PATIENCE_S)
 
     def submit(self, reader: Reader) -> None:
         """Queue a request; its reader is told all that becomes of it, even that the engine has been closed."""
@@ -59,12 +63,13 @@ class EngineThread:
         """End a request, if it runs; `forget`: nobody reads it any more."""
         self._order(partial(self._cancel, request_id, forget))
 
-    def close(self) -> None:
-        """End what runs, and the thread; returns when it has ended."""
+    def close(self, patience_s: float | None = None) -> None:
+        """End what runs, and the thread; returns when it has ended, or patience has."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(patience_s)
+        atexit.unregister(self.close)
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
@@ -86,7 +91,9 @@ class EngineThread:
             with self._wake:
                 self._ended = _closed if error is None else partial(_stopped, f"{type(error).__name__}: {error}")
                 self._obey()
-            self._farewell()
+                waiting, self._readers = self._readers, {}  # orders of other threads find nobody from now on
+            for reader in waiting.values():
+                reader.outbox.send([Letter(reader.box, over=True, error=self._ended)])
             self._at_end()
 
     def _wait(self) -> bool:
@@ -137,11 +144,11 @@ class EngineThread:
     def _survives(self, error: Exception) -> bool:
         """Whether trying again may help; ends the newest request of a step that has failed again."""
         suspects = self._loop.suspects
-        if not suspects:
+        if suspects is None:
             return False
         self._failures += 1
         _log.warning("a step failed: %s: %s", type(error).__name__, error)
-        if self._failures > 1:
+        if self._failures > 1 and suspects:
             reason = str(error) if isinstance(error, AllotropeError) else type(error).__name__
             self._loop.fail(suspects[-1], f"request {suspects[-1].id}: the step failed: {reason}")
         return True
@@ -164,12 +171,6 @@ class EngineThread:
         if over:
             del self._readers[reader.generation.id]
         return Letter(reader.box, deltas, over) if over or deltas else None
-
-    def _farewell(self) -> None:
-        """Tell everyone who still reads that, and why, there will be nothing more."""
-        for reader in self._readers.values():
-            reader.outbox.send([Letter(reader.box, over=True, error=self._ended)])
-        self._readers.clear()
 
 
 def _closed() -> AllotropeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from allotrope.runtime.outputs import CompletionOutput, Delta, Logprob, Logprobs, RequestOutput
 from allotrope.runtime.request import Request
@@ -22,14 +22,19 @@ def logprob_row(token: int, logprob: float, likely: Candidates, spell: Spell) ->
 
 @dataclass(eq=False)
 class Answer:
-    """One request and its text. `text` only grows, by what is safe to show; `shown` counts the tokens it covers."""
+    """One request and its text, which only grows, by what is safe to show; `shown` counts the tokens it covers."""
 
     request: Request
     stream: TextStream
     score: float | None = None  # of a beam
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)  # of the text, none empty: a long one is not copied for each token
     shown: int = 0
-    told: tuple[int, int, bool] = (0, 0, False)  # characters, tokens, the end
+    told: tuple[int, int, bool] = (0, 0, False)  # pieces, tokens, the end
+
+    @property
+    def text(self) -> str:
+        """What may be shown."""
+        return "".join(self.pieces)
 
     def show(self) -> None:
         """Turn new tokens into text, as far as no stop string has completed."""
@@ -41,7 +46,8 @@ class Answer:
                 added += stream.push(token)
         if request.finish_reason is not None and stream.found is None:
             added += stream.close()
-        self.text += added
+        if added:
+            self.pieces.append(added)
 
     def tokens(self, start: int = 0) -> tuple[int, ...]:
         """The output from its token `start` on."""
@@ -87,6 +93,7 @@ class Generation:
     ) -> None:
         self.requests = tuple(requests)
         self.prompt, self.index = prompt, index
+        self.changed: dict[Generation, None] | None = None  # where it is put down whenever it has news
         self._stream, self._spell = stream, spell
         beams = self.request.group is not None
         self._answers = [] if beams else [Answer(request, stream()) for request in self.requests]
@@ -108,6 +115,8 @@ class Generation:
 
     def show(self, request: Request) -> str | None:
         """Turn a request's new tokens into text; the stop string that ends it, if one has completed."""
+        if self.changed is not None:
+            self.changed[self] = None
         if request.group is not None:
             if request.finish_reason is not None:
                 self._end_beams(request)
@@ -120,15 +129,15 @@ class Generation:
         """What each answer has gained since it was last told."""
         for i, answer in enumerate(self._answers):
             request = answer.request
-            (chars, tokens, _), before = answer.told, answer.told
-            now = (len(answer.text), len(request.tokens) - request.prompt_len, request.finish_reason is not None)
+            (pieces, tokens, _), before = answer.told, answer.told
+            now = (len(answer.pieces), len(request.tokens) - request.prompt_len, request.finish_reason is not None)
             if now == before:
                 continue
             answer.told = now
             yield Delta(
                 request_id=self.id,
                 index=self.index,
-                text=answer.text[chars:],
+                text="".join(answer.pieces[pieces:]),
                 token_ids=answer.tokens(tokens),
                 finish_reason=request.finish_reason,
                 error=request.error,

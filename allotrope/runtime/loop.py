@@ -49,7 +49,8 @@ class Loop:
     a generation that is not its own thread's alone holds it as well, else it may see a token without its text.
 
     A step that fails raises for whoever stepped. All steps in flight are then forgotten and their requests stand
-    where they stood, so stepping again is safe; `suspects` are those that took part in the one that failed.
+    where they stood, so stepping again is safe; `suspects` are those that took part in the one that failed and
+    have not ended, or None if no step failed but the loop itself.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Loop:
         self.scheduler = scheduler
         self.limits = limits
         self.lock = threading.RLock()
-        self.suspects: list[Generation] = []
+        self.suspects: list[Generation] | None = None
         self._executor, self._tokenizer = executor, tokenizer
         self._skip_step, self._check_step = skip_step, check_step
         self._numbers = itertools.count(1)
@@ -73,6 +74,8 @@ class Loop:
         self._flight: deque[_Launched] = deque()
         self._launched = 0  # since the last idle moment
         self._at_work: StepInput | None = None  # the step that is being launched or waited for
+        self._stepping = False
+        self._leaving: list[tuple[Generation, str]] = []  # who was ended in the middle of a step, and how
         self._busy_s = self._idle_s = 0.0
 
     @property
@@ -139,6 +142,7 @@ class Loop:
         """Launch the next step and take in what is to be looked at. Returns who has new tokens or ended."""
         with self.lock:
             changed: dict[Generation, None] = {}
+            self._stepping = True
             try:
                 while self._flight and self.scheduler.wants_commit:
                     self._take(changed)
@@ -148,12 +152,16 @@ class Loop:
             except BaseException:
                 self._abandon()
                 raise
+            finally:
+                self._stepping = False
+                while self._leaving:
+                    self._end(*self._leaving.pop())
             return list(changed)
 
     def drain(self) -> None:
         """Take in the late steps of requests that have all ended, so that nothing is in flight."""
         with self.lock:
-            while self._flight and not self.scheduler.busy:
+            while self._flight and not self.scheduler.busy and not self._stepping:
                 self.step()
 
     def metrics(self) -> dict[str, Any]:
@@ -198,14 +206,19 @@ class Loop:
 
     def _abandon(self) -> None:
         """Forget what is in flight after a failure; remember who took part in the step that failed."""
-        slots = frozenset(() if self._at_work is None else self._at_work.slots.tolist())
         self._live = {request: one for request, one in self._live.items() if request.finish_reason is None}
-        self.suspects = list(dict.fromkeys(one for request, one in self._live.items() if request.slot in slots))
+        self.suspects = None
+        if self._at_work is not None:
+            slots = frozenset(self._at_work.slots.tolist())
+            self.suspects = list(dict.fromkeys(one for request, one in self._live.items() if request.slot in slots))
         self._flight.clear()
         self.scheduler.abandon()
 
     def _end(self, generation: Generation, reason: str) -> None:
         with self.lock:
+            if self._stepping:  # a stream may be collected, and so leave, at any moment
+                self._leaving.append((generation, reason))
+                return
             for request in generation.requests:
                 if self._live.pop(request, None) is not None:
                     self.scheduler.finish(request, reason)

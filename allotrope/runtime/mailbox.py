@@ -34,10 +34,12 @@ class Mailbox:
         self._news = asyncio.Event()
 
     def put(self, letter: Letter) -> None:
-        """Take news in, and wake the reader."""
+        """Take news in, and wake the reader; one who has left gets no more, even of what was on its way."""
+        if self.over:
+            return
         for delta in letter.deltas:
             self._unread.setdefault(delta.output, []).append(delta)
-        self.over, self._error = self.over or letter.over, self._error or letter.error
+        self.over, self._error = letter.over, letter.error
         self._news.set()
 
     def clear(self) -> None:

@@ -16,7 +16,7 @@ class Metrics:
     pages_used: int = 0  # held by requests
     pages_cached: int = 0  # held by nobody, kept for whoever begins with the same tokens
     steps: int = 0
-    prompt_tokens: int = 0  # of the requests admitted
+    prompt_tokens: int = 0  # of the requests that have begun to answer
     computed_tokens: int = 0  # positions that steps computed: less than asked by cached ones, more by preemptions
     output_tokens: int = 0
     prefix_query_tokens: int = 0  # tokens looked up in the prefix cache

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from allotrope.errors import OutOfMemory, UsageError
+from allotrope.runtime.bounds import show
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
@@ -25,7 +26,7 @@ def parse_size(name: str, value: Any) -> int:
         None if found is None else next((size for text, size in _UNITS.items() if text.lower() == found[2].lower()), 0)
     )
     if found is None or not unit or not 1 <= float(found[1]) * unit < 2**60:
-        raise UsageError(f"{name} is {value!r}", remedy="give a size such as 2GiB, 512MiB or a number of bytes")
+        raise UsageError(f"{name} is {show(value)}", remedy="give a size such as 2GiB, 512MiB or a number of bytes")
     return int(float(found[1]) * unit)
 
 
@@ -67,8 +68,9 @@ class RuntimeOptions:
             value = getattr(self, name)
             if value is None and name in ("threads", "max_len"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+                raise UsageError(f"{name} is {show(value)}; it must be a whole number from {least} to {most}")
+            object.__setattr__(self, name, int(value))
         for name, known in (("policy", POLICIES), ("executor", EXECUTORS)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")

@@ -30,7 +30,7 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     if not isinstance(prompts, list | tuple):
         raise RequestError(f"prompts is of type {type(prompts).__name__}; it must be a prompt or a list of prompts")
-    if prompts and all(isinstance(item, int) for item in prompts):
+    if prompts and all(isinstance(item, Integral) for item in prompts):
         return [list(prompts)]
     return list(prompts)
 
@@ -75,6 +75,10 @@ def _one_each(name: str, given: Any, count: int) -> list[Any]:
     return list(given)
 
 
+def _all_are(kind: type, given: Any, whole: Any) -> bool:
+    return isinstance(given, whole) and all(isinstance(one, kind) for one in given)
+
+
 class Reader:
     """Reads prompts as one engine understands them."""
 
@@ -95,7 +99,11 @@ class Reader:
         if not any(isinstance(given, kind) for kind in kinds):
             raise RequestError(f"{name} is of type {type(given).__name__}; it must be text or token ids")
         if isinstance(given, str):
-            return given, self._tokenizer.encode(given) or self._beginning(name)
+            try:
+                ids = self._tokenizer.encode(given)
+            except RequestError as error:  # of several prompts, which one
+                raise RequestError(error.problem, where=name, remedy=error.remedy) from None
+            return given, ids or self._beginning(name)
         return None, list(given) or self._beginning(name)
 
     def conversation(
@@ -105,6 +113,10 @@ class Reader:
         variables: Mapping[str, object] | None = None,
     ) -> Prompt:
         """The prompt that a conversation is, as the checkpoint's template writes it, up to where the answer begins."""
+        if not (tools is None or _all_are(Mapping, tools, list | tuple)):
+            raise RequestError(f"tools is {show(tools)}; it must be a list of mappings")
+        if not (variables is None or _all_are(str, variables, Mapping)):
+            raise RequestError(f"variables is {show(variables)}; it must map names to values")
         return {"prompt_token_ids": self._tokenizer.chat_ids(messages, tools=tools, variables=variables)}
 
     def check(self, params: SamplingParams) -> None:

@@ -7,7 +7,7 @@
 Order is that of arrival or, under the policy "priority", of priority and then arrival. A step packs one token
 of each request that decodes and, as far as its budget goes, chunks of prompts; nothing is padded. Admission
 is optimistic: pages are taken as tokens come, and when there are none the last in order gives way. So the
-first can always finish; nobody waits for ever.
+first can always finish; nobody waits for ever, unless under "priority" more urgent ones never cease to come.
 
 Steps may be planned while others are in flight. The tokens that those draw are then unknown here; what is
 known is how many there will be, and that is all that planning needs, except where a request says otherwise.
@@ -302,7 +302,7 @@ class Scheduler:
             if parent is not None and parent.slot < 0:
                 parent = request.parent = None  # it has ended or gave way
             if parent is not None:
-                if parent.planned < parent.prompt_len or draft.begins(parent):
+                if parent.planned < parent.prompt_len or parent in draft.prompts:
                     place += 1
                     continue
                 copies = self._holdings.fork(request, parent, spare)
