@@ -18,7 +18,7 @@ from allotrope.build import build, compiling
 from allotrope.hw import detect
 from allotrope.hw.device import Device
 from allotrope.models.typical import typical_problems
-from allotrope.ops import check, kernels, registry
+from allotrope.ops import check, kernels, poison, registry
 from allotrope.verify.session import Question, Result, verify
 from allotrope.verify.verdict import default_requirement, enough
 from tests.test_graph import Traffic, compare
@@ -63,6 +63,26 @@ def test_every_tactic_is_right_and_keeps_its_row_class(op: str, name: str, dtype
     problem = typical_problems(dtype, 8)[op]
     if tactic.row_class(problem, gpu) is not None:
         assert check.check_rows(tactic, problem, gpu, seed=3) is None
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize(("op", "name"), TACTICS)
+def test_every_tactic_repeats_its_bits(op: str, name: str, dtype: str, gpu: Device) -> None:
+    """Same inputs, same memory's neighbours or others: a result that changes from run to run is nobody's model."""
+    tactic, tried = registry.tactic(op, name), 0
+    for rows in (1, 8, 64):
+        problem = typical_problems(dtype, rows)[op]
+        with kernels.made_by(compiling.make):
+            if tactic.why_not(problem, gpu) is not None:
+                continue
+        tried += 1
+        case = check.prepare(problem, gpu, seed=rows)
+        first, *others = [poison.run(tactic, case.contract, problem, gpu, case.ins, False).outs for _ in range(20)]
+        for other in others:
+            for out, value in first.items():
+                assert torch.equal(poison.bits(value), poison.bits(other[out])), f"{out}, {rows} rows"
+    if not tried:
+        pytest.skip("it refuses")
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
