@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 MODEL  ?= models/pycoder
-PROMPT ?= def read_lines(path):
+PROMPT ?= def mean(values):
 # Two worker processes of one thread each: the suite is many small tests.
 PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 

@@ -38,8 +38,8 @@ It was never trained to follow instructions, and it may repeat short passages of
 LIMITS = {
     "pycoder": """\
 A few million weights have seen some hundred megabytes of Python. What it writes looks like code and often parses;
-whether it is right is chance. Do not run it unread. Filling in the middle it seldom guesses the line that was there,
-and it often writes on past where the suffix begins. It knows no other language, and little English beyond docstrings
+whether it is right is chance. Do not run it unread. Filling in the middle it ends where the suffix begins, but seldom
+with the line that was there. It knows no other language, and little English beyond docstrings
 and comments. It may repeat short passages of what it was trained on, whose licences are above.""",
     "docsum": """\
 It has read Python functions of up to 60 lines and the first sentences of their docstrings. It mostly paraphrases the
