@@ -146,8 +146,8 @@ def polish(record: Record) -> str:
         f"After that ({before:.4f} nats; the picture ends here) a second training of {second['steps']:,} steps, "
         f"{second['tokens'] / 1e6:,.0f} M tokens and {second['seconds']:,.0f} s, on its own writing for functions of "
         f"the training projects, on filling in the middle, and with rounded weights: `tools/train/polish.py` says how. "
-        f"Of the bodies that it wrote for each round, {wrote} repeated a line three times; of the middles, {ended} ended "
-        f"where they should. It costs "
+        f"Of the bodies that it wrote for each round, {wrote} repeated a line three times; of the middles, "
+        f"{ended} ended where they should. It costs "
         f"{record['held_out_loss'] - before:+.4f} nats on held-out text; with weights in int4, groups of 32, the "
         f"held-out loss is {second['held_out_rounded']:.4f}."
     )
@@ -319,8 +319,8 @@ def data(spec: Spec, sources: Iterable[Record]) -> str:
             "## Data",
             "",
             "Python packages under licences that let weights be given away, pinned with their hashes in",
-            "`tools/train/sources.toml`, and the standard library of the Python that harvested them; files whose headers",
-            "name other terms left out; deduplicated, and split by project. Trained on:",
+            "`tools/train/sources.toml`, and the standard library of the Python that harvested them; files whose",
+            "headers name other terms left out; deduplicated, and split by project. Trained on:",
             "",
             table(("licence", "projects", ""), rows),
             "",
