@@ -307,7 +307,7 @@ def test_memory_for_keys_and_values(folder: Path) -> None:
             llm.generate([[5] * 5], SamplingParams(max_tokens=9))
     with pytest.raises(OutOfMemory, match=f"needs {page} bytes, {page - 1} are available"):
         LLM(folder, page_size=4, kv_memory=page - 1)
-    with pytest.raises(OutOfMemory, match=r"needs \d+ bytes, \d+ are available; lower kv_memory"):
+    with pytest.raises(OutOfMemory, match=r"needs 1\.1 TB, 1\.07 GB are available; lower kv_memory"):
         RuntimeOptions(kv_memory="1TiB", max_num_seqs=4096).pages(2**20, 2**20, 2**30, 0.5)
     with LLM(folder, max_num_seqs=3, page_size=4) as llm:
         assert llm._executor.pages == 3 * 16

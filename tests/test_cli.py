@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from allotrope import __version__, cli, settings
-from allotrope.commands.output import WIDTH, Output, bytes_text, count_text, rate_text, time_text
+from allotrope.commands.output import WIDTH, Output, count_text, rate_text, time_text
+from allotrope.units import bytes_text
 
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:

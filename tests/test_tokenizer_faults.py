@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,3 +205,10 @@ def test_requests_out_of_bounds(assets: Path) -> None:
         tokenizer.chat([{"role": "user", "content": "hi"}])
     assert tokenizer.decode([15496, 60_000]) == "Hello"
     assert tokenizer.decode(tokenizer.encode("a\x00\x1b\r\n\ufeff")) == "a\x00\x1b\r\n\ufeff"
+
+
+@pytest.mark.parametrize(("name", "value"), [("tools", [{"name": "f"}]), ("variables", {"mood": "x"})])
+def test_what_chatml_has_no_place_for_is_refused(assets: Path, name: str, value: Any) -> None:
+    reader = tokenizers.load(assets / "tokenizers/qwen")
+    with pytest.raises(RequestError, match=f"{name} are given; this model's own format has no place for them"):
+        reader.chat_ids([{"role": "user", "content": "x"}], **{name: value})

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from allotrope.commands import build as building
 from allotrope.commands import generation
-from allotrope.commands.output import Output, bytes_text, count_text, time_text
+from allotrope.commands.output import Output, count_text, time_text
 from allotrope.errors import NumericalError, UsageError
+from allotrope.units import bytes_text
 
 if TYPE_CHECKING:
     from allotrope.artifact.engine import Engine

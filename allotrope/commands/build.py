@@ -11,7 +11,8 @@ from typing import Any
 
 from allotrope.build import build
 from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
-from allotrope.commands.output import Output, bytes_text, time_text
+from allotrope.commands.output import Output, time_text
+from allotrope.units import bytes_text
 
 HELP = "Pick the fastest kernels that are also right here, and write an engine folder."
 

@@ -7,10 +7,11 @@ import shutil
 from typing import Any
 
 from allotrope import settings
-from allotrope.commands.output import Output, bytes_text, rate_text
+from allotrope.commands.output import Output, rate_text
 from allotrope.hw import detect, fingerprint, peaks
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
+from allotrope.units import bytes_text
 
 HELP = "What this machine can do: its device, its measured ceilings, which tactics it\ncan run and why not others."
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from allotrope.commands.output import Output, bytes_text, count_text, time_text
+from allotrope.commands.output import Output, count_text, time_text
 from allotrope.hw import detect, peaks
 from allotrope.hw.peaks import Ceilings
 from allotrope.models.inspect import Inspection, describe, inspect
 from allotrope.models.model import open_model
+from allotrope.units import bytes_text
 
 HELP = "What a checkpoint is, its bytes, and the fastest that it could run here."
 _DTYPES = ("fp32", "fp16", "bf16")

@@ -18,15 +18,6 @@ WIDTH = 80
 _SHOW_AFTER_S = 2.0  # shorter work needs no bar
 
 
-def bytes_text(count: float) -> str:
-    """`1.25 GB`: decimal units, as disks and bandwidths are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def count_text(count: float) -> str:
     """`6.74 B`, `125 M`: counts of parameters and tokens."""
     for unit in ("", " k", " M"):

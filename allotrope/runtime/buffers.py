@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Plan
 from allotrope.errors import OutOfMemory
+from allotrope.units import shortage
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def allocate(what: str, shape: tuple[int, ...], dtype: torch.dtype, device: str,
             raise
         needed = torch.empty((), dtype=dtype).element_size() * torch.Size(shape).numel()
         raise OutOfMemory(
-            f"{what} need {needed} bytes, {available_bytes(device)} are available",
+            f"{what} need {shortage(needed, available_bytes(device))}",
             remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
         ) from error
     if poison:

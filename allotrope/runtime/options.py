@@ -9,6 +9,7 @@ from typing import Any
 
 from allotrope.errors import OutOfMemory, UsageError
 from allotrope.runtime.bounds import show
+from allotrope.units import shortage
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
@@ -97,7 +98,7 @@ class RuntimeOptions:
         if pages < 1 or pages * page_bytes > available:
             needed = max(pages, 1) * page_bytes
             raise OutOfMemory(
-                f"the KV pool needs {needed} bytes, {min(budget, available)} are available",
+                f"the KV pool needs {shortage(needed, min(budget, available))}",
                 remedy="lower kv_memory, page_size or max_num_seqs" if pages else "raise kv_memory or lower page_size",
             )
         return pages

@@ -50,6 +50,9 @@ class ChatMl:
 
     def stretches(self, conversation: Conversation) -> list[Stretch]:
         """<|im_start|>role⏎content<|im_end|>⏎ for each message, a system message first in any case."""
+        for name in ("tools", "variables"):
+            if getattr(conversation, name):
+                raise RequestError(f"{name} are given", remedy="this model's own format has no place for them")
         turns = [self._turn(place, message) for place, message in enumerate(conversation.messages)]
         if turns[0][0] != "system":
             turns.insert(0, ("system", self.system))

@@ -1,0 +1,18 @@
+"""Sizes in the units that people use, for errors and commands alike."""
+
+from __future__ import annotations
+
+
+def bytes_text(count: float) -> str:
+    """`1.25 GB`: decimal units, as disks and bandwidths are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def shortage(needed: int, available: int) -> str:
+    """`16.4 GB, 3.2 GB are available`; to the byte where that is what is missing."""
+    wanted, there = bytes_text(needed), bytes_text(available)
+    return f"{wanted}, {there} are available" if wanted != there else f"{needed} bytes, {available} are available"
