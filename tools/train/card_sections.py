@@ -102,7 +102,8 @@ def training(spec: Spec, record: Record, picture: str) -> str:
         for part in record["spec"]["parts"]
     ]
     teacher = (
-        f"It learns what `{spec.teacher}` would say next, on text and on what that wrote itself.\n\n"
+        f"It learns what `{spec.teacher}` would say next: on such texts, and mostly on what that wrote after "
+        "stretches of them, likeliest token first (`tools/train/distil.py`).\n\n"
         if spec.teacher
         else ""
     )
