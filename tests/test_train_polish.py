@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from allotrope import tokenizers
+from tests.test_train_fit import made_up
 from tools.train import polish, writing
+from tools.train.evaluation.lm import Continuation
 from tools.train.spec import MODELS, load
 
 
@@ -64,3 +68,47 @@ def test_only_a_model_with_a_second_training_is_polished() -> None:
     missing = MODELS.parent / "build" / "nowhere"
     with pytest.raises((SystemExit, OSError)):
         polish.restored(load("pycoder"), missing)
+
+
+class Says:
+    """A model that answers every prompt with the same text."""
+
+    def __init__(self, text: str, ended: bool = False) -> None:
+        self.tokenizer = tokenizers.load(MODELS / "pycoder", 6144)
+        self._said = Continuation(tuple(self.ids(text)), ended)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, special=False, allow_special=False)
+
+    def write(self, prompts: Sequence[Sequence[int]], limit: int, **_: Any) -> list[Continuation]:
+        assert limit >= writing.LINE
+        return [self._said for _ in prompts]
+
+
+ROWS = [made_up(number) for number in range(60)]
+
+
+def test_of_its_own_middles_only_the_end_is_learned() -> None:
+    """After as many lines as were taken out, whatever they say; the text went on."""
+    model: Any = Says("    a = 1\n    b = 2\n    c = 3\n    d = 4\n    e = 5\n    f = 6\n    g = 7\n")
+    pieces, told = writing.middles(model, ROWS, seed=0)
+    asked = list(writing.holes(model, ROWS, seed=0))
+    assert told == {"middles": len(asked), "ended": 0}
+    assert len(pieces) == len(asked) > 10
+    assert len({lines for _, lines in asked}) > 1
+    for (ids, percent), (prompt, lines) in zip(pieces, asked, strict=True):
+        assert list(ids[: len(prompt)]) == prompt
+        own = model.tokenizer.decode(list(ids[len(prompt) : -1]), skip_special=False)
+        assert own.count("\n") == lines and own.endswith("\n") and own.startswith("    a = 1\n")
+        assert ids[-1] == model.tokenizer.eos_ids[0]
+        assert percent == [0] * (len(ids) - 2) + [writing.ENDED] * 2
+
+
+def test_middles_that_break_off_or_say_nothing_teach_nothing() -> None:
+    for text in ("    a = 1", "\n\n\n\n\n\n\n\n"):
+        broken: Any = Says(text)
+        assert writing.middles(broken, ROWS, seed=0)[0] == []
+    one: Any = Says("    a = 1\n", ended=True)
+    _, told = writing.middles(one, ROWS, seed=0)
+    asked = [lines for _, lines in writing.holes(one, ROWS, seed=0)]
+    assert told["ended"] == pytest.approx(asked.count(1) / len(asked), abs=1e-4)
