@@ -132,7 +132,9 @@ def rounded(contract: Contract, problem: Problem, ins: Mapping[str, Array]) -> d
     """`ins` as a tactic gets them: floats rounded to the operands' dtypes, everything else as it is."""
     return {
         name: value.to(poison.torch_dtype(contract.ins[name].dtype, problem.dtype))
-        if isinstance(value, torch.Tensor) and contract.ins[name].role is not Role.HOST
+        if isinstance(value, torch.Tensor)
+        and contract.ins[name].role is not Role.HOST
+        and contract.ins[name].dtype != "stored"
         else value
         for name, value in ins.items()
     }

@@ -20,7 +20,7 @@ Scalar: TypeAlias = int | float | str | bool
 Array: TypeAlias = Any
 """A tensor of whichever library the tactic uses; contracts never look inside."""
 
-ELEMENT_BYTES: Mapping[str, int] = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "int32": 4, "int64": 8}
+ELEMENT_BYTES: Mapping[str, int] = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "int32": 4, "int64": 8, "uint8": 1}
 """The size of one element of a dtype tag, for costs."""
 
 
@@ -40,7 +40,9 @@ class Operand:
 
     axes: tuple[str, ...]
     role: Role = Role.ACTIVATION
-    dtype: str = "compute"  # "compute", or a fixed one: fp32 fp64 int32 int64
+    dtype: str = (
+        "compute"  # "compute", a fixed one: fp32 fp64 int32 int64 uint8, or "stored", as a weight's file has it
+    )
     optional: bool = False
     inout: bool = False  # read and written in place (the caches)
 

@@ -30,6 +30,7 @@ DTYPES = {
     "fp64": torch.float64,
     "int32": torch.int32,
     "int64": torch.int64,
+    "uint8": torch.uint8,
 }
 GUARD = 64  # poisoned elements before and after: a multiple of 64 bytes, so that it keeps alignment
 LEFT, RIGHT = 3, 5  # poisoned columns beside a strided tensor
