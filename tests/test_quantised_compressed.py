@@ -72,7 +72,7 @@ CASES = [
 def case(row: Any) -> tuple[Stored, dict[str, Array], Grid, Grid, Array, list[int]]:
     form, bits, outputs, inputs, group, symmetric, act_order, dtype = row
     groups = 1 if group < 1 else inputs // group
-    half = 1 << bits - 1
+    half, floating = 1 << bits - 1, form == "float-quantized"
     codes, zeros = grid(outputs, inputs, -half, half - 1), grid(outputs, groups, -half, half - 1, seed=3)
     if group == 0:
         zeros = [[5]] * outputs
@@ -80,7 +80,9 @@ def case(row: Any) -> tuple[Stored, dict[str, Array], Grid, Grid, Array, list[in
         zeros = [[0] * groups] * outputs
     scales = reals(1, 1, dtype).repeat(outputs, axis=0) if group == 0 else reals(outputs, groups, dtype)
     group_of = shuffled(inputs, groups) if act_order else [i * groups // inputs for i in range(inputs)]
-    stored = Stored(CT, bits, group or -1, symmetric, desc_act=act_order, form=form, per_tensor=group == 0)
+    if floating:
+        codes = [[abs(code) % 127 for code in row] for row in codes]
+    stored = Stored(*(CT, bits, group or -1, symmetric, act_order), form=form, floating=floating, per_tensor=group == 0)
     return stored, write(stored, codes, zeros, scales, group_of), codes, zeros, scales, group_of
 
 
@@ -176,6 +178,7 @@ def test_writing_and_reading_are_inverses(data: st.DataObject) -> None:
 
 
 PACKED, POINTS, ORDERED, BYTES, FOURS, TENSOR = (CASES[n] for n in (0, 1, 2, 6, 8, 10))
+FLOATS = ("float-quantized", 8, 4, 16, -1, True, False, "bf16")
 WRONG = [
     (PACKED, "weight_packed", lambda t: None, "weight_packed is missing"),
     (PACKED, "weight_shape", lambda t: None, "weight_shape is missing"),
@@ -204,6 +207,7 @@ WRONG = [
     (ORDERED, "weight_g_idx", lambda t: t // 2, "weight_g_idx gives one group 0 inputs and another 256"),
     (BYTES, "weight", lambda t: t.view(np.uint8), "weight is uint8, not int8"),
     (BYTES, "weight", lambda t: t[0], "weight has shape [70], but should be a matrix"),
+    (FLOATS, "weight", lambda t: t.view(np.int8), "weight is int8, not fp8"),
     (FOURS, "weight", lambda t: t + np.int8(1), "weight holds -7 to 8, which are no 4-bit numbers"),
     (FOURS, "weight_zero_point", lambda t: t - np.int8(1), "weight_zero_point holds -9 to 6, which are no 4-bit"),
     (TENSOR, "weight_scale", lambda t: t.repeat(3), "weight_scale has shape [3], but should have [1]"),

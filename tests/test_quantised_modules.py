@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 from allotrope.errors import CheckpointError
 from allotrope.models.quantised.codes import Codes
@@ -158,8 +160,18 @@ def test_a_file_is_read_module_by_module(stored: Stored, tmp_path: Path) -> None
         same(back.dequantised("fp64"), codes.dequantised("fp64"))
 
 
-def test_reading_names_the_file(tmp_path: Path) -> None:
-    names = names_of(PARTS[2][1])
-    found = split(names, AWQ)
+def test_e4m3_comes_out_of_a_file_as_its_bytes(tmp_path: Path) -> None:
+    weight = torch.arange(24, dtype=torch.float32).reshape(2, 12).to(torch.float8_e4m3fn)
+    tensors = {"a.q_proj.weight": weight, "a.q_proj.weight_scale": torch.tensor([[0.5], [2.0]], dtype=torch.bfloat16)}
+    path = tmp_path / "model.safetensors"
+    save_torch_file(tensors, path)
+    file = open_file(path)
+    assert file.tensors["a.q_proj.weight"].dtype == "fp8"
+    found = read(split(file.tensors, FP8), "a.q_proj", file.read, FP8)
+    same(found.dequantised(), weight.to(torch.float32).numpy() * np.array([[0.5], [2.0]], np.float32))
+
+
+def test_reading_names_the_file() -> None:
+    found = split(names_of(PARTS[2][1]), AWQ)
     with pytest.raises(CheckpointError, match=r"^there: model\.layers\.0\.q_proj\.qweight is float16, not int32; down"):
         read(found, MODULES[0], lambda name: np.ones((32, 1), np.float16), AWQ, "there")

@@ -82,7 +82,7 @@ def _packed(parts: Parts, stored: Stored) -> Array:
 
 def _plain(parts: Parts, stored: Stored) -> Array:
     kind, low, high = NUMBERS[stored.number]
-    codes = parts.matrix("weight", "uint8" if kind == "u1" else "int8")
+    codes = parts.matrix("weight", "fp8" if kind == "u1" else "int8")
     if stored.floating:
         if bad := int(np.isin(codes, FP8_NAN).sum()):
             raise parts.bad("weight", f"holds {bad} values that are NaN")
