@@ -18,7 +18,7 @@ from allotrope.models.quantised.patterns import matches, problem
 from allotrope.models.quantised.stored import Stored
 from tests.tiny import rewrite_config, tiny
 
-# Qwen/Qwen-7B-Chat-Int4, as AutoGPTQ 0.4 wrote it
+# Qwen-7B-Chat-Int4: the settings of Qwen's run_gptq.py, under the keys that AutoGPTQ and transformers write
 QWEN_INT4 = {
     "quant_method": "gptq",
     "bits": 4,
