@@ -104,7 +104,7 @@ BAD = {
     "no dtype": (raw({"a": {"shape": [2], "data_offsets": [0, 8]}}), "tensor 'a' has no dtype"),
     "no shape": (raw({"a": {"dtype": "F32", "data_offsets": [0, 8]}}), "tensor 'a' has no shape"),
     "no offsets": (raw({"a": {"dtype": "F32", "shape": [2]}}), "tensor 'a' has no data_offsets"),
-    "unknown dtype": (raw({"a": entry("F8_E4M3", (8,))}), "tensor 'a' has dtype 'F8_E4M3', which is none of F64"),
+    "unknown dtype": (raw({"a": entry("F8_E5M2", (8,))}), "tensor 'a' has dtype 'F8_E5M2', which is none of F64"),
     "dtype no text": (raw({"a": entry(7)}), "'\"' wanted"),
     "negative shape": (raw({"a": entry(shape=(-2,))}), "in its shape '-2', which is no whole number"),
     "fraction": (raw({"a": entry(shape=(2.5,))}), "',' wanted"),

@@ -9,7 +9,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# tag: the numpy dtype that carries it; bf16 travels as its raw bits.
+# tag: the numpy dtype that carries it; bf16 and fp8 (e4m3) travel as their raw bits.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "fp64": np.dtype("<f8"),
     "fp32": np.dtype("<f4"),
@@ -20,6 +20,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "int16": np.dtype("<i2"),
     "int8": np.dtype("i1"),
     "uint8": np.dtype("u1"),
+    "fp8": np.dtype("u1"),
     "bool": np.dtype("?"),
 }
 FLOATS = ("fp64", "fp32", "fp16", "bf16")

@@ -16,6 +16,7 @@ from allotrope.models.checkpoint import Checkpoint
 from allotrope.models.family import Family, Source, choose
 from allotrope.models.hfconfig import shown
 from allotrope.models.mapping import Mapped, map_weights
+from allotrope.models.quantised.config import refuse_quantised
 from allotrope.models.readers.open import open_checkpoint
 from allotrope.models.recipe import Recipe, slots
 
@@ -190,6 +191,7 @@ def open_model(ref: str | Path, *, allow_pickle: bool = False, seed: int = 0) ->
     """Open a checkpoint and prove, from its headers alone, that it is a whole model of a known family."""
     checkpoint = open_checkpoint(ref, allow_pickle=allow_pickle, seed=seed)
     where = str(checkpoint.folder / "config.json") if checkpoint.folder else checkpoint.origin
+    refuse_quantised(checkpoint.config, checkpoint.folder, where)
     family = choose(checkpoint.config, where)
     recipe = family.recipe(family.values(checkpoint.config, where))
     return Model(family, checkpoint, map_weights(family, recipe, checkpoint.tensors, checkpoint.origin))

@@ -30,6 +30,7 @@ _TAGS = {
     "I16": "int16",
     "I8": "int8",
     "U8": "uint8",
+    "F8_E4M3": "fp8",
     "BOOL": "bool",
 }
 _SPACE = re.compile(r"[ \t\n\r]*")
