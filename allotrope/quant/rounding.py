@@ -14,6 +14,7 @@ import torch
 from allotrope.errors import NumericalError
 from allotrope.quant.formats import Format, Quantised, decode
 
+Side = tuple[torch.Tensor, torch.Tensor | None]  # scales and zeros
 _BLOCK = 2**22  # weights held in fp64 at a time
 _RATIOS = tuple(1 - 0.025 * step for step in range(1, 21))  # where a group may be clipped: 97.5 % … 50 % of its reach
 
@@ -27,13 +28,15 @@ def round_to_nearest(
     squared error: of the weights or, given `moments` ([groups, group, group], the sums of x·xᵀ), of the group's output.
     """
     check_weight(weight, form, path)
-    out, width = weight.shape
-    found = []
+    codes = torch.empty(weight.shape, dtype=form.code_dtype, device=weight.device)
+    scales, zeros = choose_all(weight, form, path, clip=clip, moments=moments)
+    start = 0
     for rows in blocks_of_rows(weight):
-        values = rows.double().view(len(rows), form.groups(width), -1)
-        found.append(_clipped(values, form, path, moments) if clip else _nearest(values, form, path))
-    codes, scales, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Quantised(form, codes.view(out, width), scales, None if form.symmetric else zeros)
+        here = slice(start, start + len(rows))
+        values, last = _grouped(rows, form), None if zeros is None else zeros[here].unsqueeze(-1)
+        codes[here] = encode(values, scales[here].unsqueeze(-1), last, form).view(rows.shape)
+        start += len(rows)
+    return Quantised(form, codes, scales, zeros)
 
 
 def check_weight(weight: torch.Tensor, form: Format, path: str) -> None:
@@ -50,16 +53,35 @@ def blocks_of_rows(weight: torch.Tensor) -> Iterator[torch.Tensor]:
         yield weight[start : start + height].detach().contiguous()
 
 
+def choose_all(
+    weight: torch.Tensor, form: Format, path: str, *, clip: bool = False, moments: torch.Tensor | None = None
+) -> Side:
+    """(scales, zeros) [out, groups] of a whole weight."""
+    found = [
+        choose_scales(_grouped(rows, form), form, path, clip=clip, moments=moments) for rows in blocks_of_rows(weight)
+    ]
+    zeros = [zeros for _, zeros in found if zeros is not None]
+    return torch.cat([scales for scales, _ in found]), torch.cat(zeros) if zeros else None
+
+
 def choose_scales(
-    values: torch.Tensor, form: Format, path: str, ratio: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(scales, zeros) [...] of groups [..., group] in fp64: the least steps that cover `ratio` of their reach."""
-    if form.symmetric:
-        return _stored(values.abs().amax(-1) * ratio / form.top, form, path), None
-    low, high = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)  # zero is always a code: it stays exact
-    scales = _stored((high - low) * ratio / form.top, form, path)
-    zeros = (low * -ratio / scales.double()).round().clamp(0, form.top)
-    return scales, zeros.to(torch.uint8)
+    values: torch.Tensor, form: Format, path: str, *, clip: bool = False, moments: torch.Tensor | None = None
+) -> Side:
+    """(scales, zeros) [rows, groups] of fp64 values [rows, groups, group]; see `round_to_nearest`."""
+    best = _span(values, form, path, 1.0)
+    if not clip:
+        return best
+    least = _squared(values, best, form, moments)
+    for ratio in _RATIOS:
+        tried = _span(values, form, path, ratio)
+        error = _squared(values, tried, form, moments)
+        better = error < least
+        least = torch.where(better, error, least)
+        (scales, zeros), (old_scales, old_zeros) = tried, best
+        if zeros is not None and old_zeros is not None:
+            zeros = torch.where(better, zeros, old_zeros)
+        best = (torch.where(better, scales, old_scales), zeros)
+    return best
 
 
 def encode(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, form: Format) -> torch.Tensor:
@@ -72,35 +94,24 @@ def encode(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | Non
     return codes.clamp(low, high).to(form.code_dtype)
 
 
-_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+def _grouped(rows: torch.Tensor, form: Format) -> torch.Tensor:
+    return rows.double().view(len(rows), form.groups(rows.shape[1]), -1)
 
 
-def _nearest(values: torch.Tensor, form: Format, path: str, ratio: float = 1.0) -> _Parts:
-    scales, zeros = choose_scales(values, form, path, ratio)
-    last = None if zeros is None else zeros.unsqueeze(-1)
-    codes = encode(values, scales.unsqueeze(-1), last, form)
-    return codes, scales, torch.zeros_like(scales, dtype=torch.uint8) if zeros is None else zeros
+def _span(values: torch.Tensor, form: Format, path: str, ratio: float) -> Side:
+    """The least steps, and where zero lies among them, by which `ratio` of each group's reach is covered."""
+    if form.symmetric:
+        return _stored(values.abs().amax(-1) * ratio / form.top, form, path), None
+    low, high = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)  # zero is always a code: it stays exact
+    scales = _stored((high - low) * ratio / form.top, form, path)
+    zeros = (low * -ratio / scales.double()).round().clamp(0, form.top)
+    return scales, zeros.to(torch.uint8)
 
 
-def _clipped(values: torch.Tensor, form: Format, path: str, moments: torch.Tensor | None) -> _Parts:
-    best = _nearest(values, form, path)
-    least = _squared(best, values, form, moments)
-    for ratio in _RATIOS:
-        tried = _nearest(values, form, path, ratio)
-        error = _squared(tried, values, form, moments)
-        better = error < least
-        least = torch.where(better, error, least)
-        # bytes, since not every device selects among fp8
-        codes = torch.where(better.unsqueeze(-1), tried[0].view(torch.uint8), best[0].view(torch.uint8))
-        scales, zeros = (torch.where(better, new, old) for new, old in zip(tried[1:], best[1:], strict=True))
-        best = (codes.view(form.code_dtype), scales, zeros)
-    return best
-
-
-def _squared(parts: _Parts, values: torch.Tensor, form: Format, moments: torch.Tensor | None) -> torch.Tensor:
+def _squared(values: torch.Tensor, side: Side, form: Format, moments: torch.Tensor | None) -> torch.Tensor:
     """Each group's squared error [rows, groups], of its weights or of what it adds to the output."""
-    codes, scales, zeros = parts
-    error = decode(codes, scales.unsqueeze(-1), None if form.symmetric else zeros.unsqueeze(-1), values.dtype) - values
+    scales, zeros = side[0].unsqueeze(-1), None if side[1] is None else side[1].unsqueeze(-1)
+    error = decode(encode(values, scales, zeros, form), scales, zeros, values.dtype) - values
     if moments is None:
         return error.square().sum(-1)
     weighed = torch.matmul(error.transpose(0, 1), moments.to(error)).transpose(0, 1)
