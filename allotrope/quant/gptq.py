@@ -92,10 +92,11 @@ def gptq(weight: torch.Tensor, prepared: Prepared, form: Format, path: str, *, c
     """The weight [out, in] in its format, with as little error of its output as H knows how to reach.
 
     A group's scales are chosen when its turn comes, of its weights as they stand then; where columns are sorted, a
-    group's columns come at any time, so all scales are chosen beforehand. `clip`: by the clipping search.
+    group's columns come at any time, so all scales are chosen beforehand. `clip`: by the clipping search. The result
+    lies where the Hessian lies.
     """
     check_weight(weight, form, path)
-    width = weight.shape[1]
+    weight, width = weight.detach().to(prepared.upper.device), weight.shape[1]
     if width != len(prepared.order):
         raise UsageError(f"its width is {width}; its inputs were {len(prepared.order)} wide", where=path)
     upper, columns = prepared.upper, prepared.order.tolist()
@@ -103,7 +104,7 @@ def gptq(weight: torch.Tensor, prepared: Prepared, form: Format, path: str, *, c
     late = form.group is not None and not prepared.sorted
     scales, zeros = choose_all(weight, form, path, clip=clip)
     codes = torch.empty(weight.shape, dtype=form.code_dtype, device=weight.device).view(torch.uint8)
-    left = weight.detach().to(upper)[:, prepared.order]  # as the columns not yet rounded stand by now, in order
+    left = weight.to(upper)[:, prepared.order]  # as the columns not yet rounded stand by now, in order
     for start in range(0, width, _BLOCK):
         block = left[:, start : start + _BLOCK]
         inner = upper[start : start + _BLOCK, start : start + _BLOCK]
@@ -119,7 +120,7 @@ def gptq(weight: torch.Tensor, prepared: Prepared, form: Format, path: str, *, c
             code = encode(block[:, i], scale, zero, form)
             codes[:, columns[start + i]] = code.view(torch.uint8)
             errors[:, i] = (block[:, i] - decode(code, scale, zero, upper.dtype)) / inner[i, i]
-            block[:, i:] -= errors[:, i : i + 1] * inner[i, i:]
+            block[:, i + 1 :] -= errors[:, i : i + 1] * inner[i, i + 1 :]
         left[:, start + _BLOCK :] -= errors @ upper[start : start + _BLOCK, start + _BLOCK :]
     return Quantised(form, codes.view(form.code_dtype), scales, zeros)
 
