@@ -72,7 +72,13 @@ def test_it_is_never_worse_on_its_sample(form: Format, loud: float) -> None:
 
 def test_the_clipping_search_brings_the_output_nearer() -> None:
     given, form = shared(), Format("int4", 64)
-    assert awq(given, form, clip=True).error < 0.95 * awq(given, form).error
+    found = awq(given, form, clip=True)
+    assert found.error < 0.95 * awq(given, form).error
+    groups = (given.inputs / found.scales).double().split(64, dim=1)  # what each group of the stored weight will read
+    moments = torch.stack([group.T @ group for group in groups])
+    for name, weight in given.weights.items():
+        truth = round_to_nearest(weight * found.scales, form, name, clip=True, moments=moments)
+        assert torch.equal(found.weights[name].scales, truth.scales)
 
 
 def test_dead_channels_keep_their_scale() -> None:

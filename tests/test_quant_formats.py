@@ -82,6 +82,23 @@ def test_each_code_is_the_nearest_of_all(form: Format, seed: int) -> None:
     assert torch.equal((dequantise(rounded, torch.float64) - weight.double()).abs(), least)
 
 
+@pytest.mark.parametrize("form", [INT8, FP8], ids=str)
+def test_a_hair_beside_the_middle_decides(form: Format) -> None:
+    """Midpoints between neighbours, and just above and below: nothing rounds twice, and ties go to the even code."""
+    codes = all_codes(form)
+    middles = (codes[1:] + codes[:-1]) / 2
+    hair = middles.abs() * 1e-13 + 1e-18
+    weight = torch.stack((middles - hair, middles, middles + hair))
+    weight = torch.cat((weight, torch.full((3, 1), float(form.top), dtype=torch.float64)), 1)  # so the scale is 1
+    rounded = round_to_nearest(weight, form, "w")
+    assert rounded.scales.tolist() == [[1.0]] * 3
+    below, tie, above = dequantise(rounded, torch.float64)[:, :-1]
+    assert torch.equal(below, codes[:-1])
+    assert torch.equal(above, codes[1:])
+    assert bool(((tie == below) | (tie == above)).all())
+    assert not bool((rounded.codes.view(torch.uint8)[1, :-1] & 1).any())  # in both formats a code's last bit tells
+
+
 @pytest.mark.parametrize("form", [form for form in EVERY if form.name != "fp8"], ids=str)
 @given(seed=st.integers(0, 2**31), power=st.integers(-30, 12), shift=st.floats(-3, 3))
 @settings(max_examples=25, deadline=None)

@@ -112,9 +112,10 @@ def test_sorting_helps_where_few_channels_are_loud() -> None:
     assert errors[True] < 0.6 * errors[False]
 
 
-def test_the_clipping_search_is_used() -> None:
+@pytest.mark.parametrize("sort", [False, True], ids=["in order", "sorted"])
+def test_the_clipping_search_is_used(sort: bool) -> None:
     inputs, weight = torch.eye(WIDTH, dtype=torch.float64), weights()  # nothing correlates, so only the scales matter
-    form, ready = Format("int4", 32), prepare(hessian(inputs))
+    form, ready = Format("int4", 32), prepare(hessian(inputs), sort=sort)
     by_search = output_error(inputs, weight, gptq(weight, ready, form, "w", clip=True))
     assert by_search < 0.98 * output_error(inputs, weight, gptq(weight, ready, form, "w"))
 
