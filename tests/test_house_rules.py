@@ -33,6 +33,7 @@ LAYERS = {
     "artifact": {"errors", "settings", "hw", "ops"},
     "tokenizers": {"errors", "paths", "settings"},
     "models": {"errors", "paths", "settings", "hw", "ops", "artifact"},
+    "quant": {"errors", "hw", "ops", "artifact", "models"},
     "runtime": {"errors", "paths", "settings", "units", "hw", "ops", "artifact", "tokenizers"},
     "build": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime"},
     "verify": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime", "build"},
