@@ -27,6 +27,10 @@ from tests.verifying import Forge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = 4
+PER_ROW = (
+    *("slots", "first", "pages", "want", "sample", "prompt_lens", "temperature", "top_k", "top_p", "min_p"),
+    *("seeds", "candidates"),
+)
 DECODES = 11  # rows up to which the tests' plans can be recorded
 
 
@@ -235,7 +239,36 @@ def test_padding_fits_or_is_not_tried() -> None:
     assert padding.sizes(long, True) is None or padding.sizes(long, True).tokens == 16  # type: ignore[union-attr]
     assert replace(padding, tokens=()).sizes(long, True) is None
     assert replace(padding, max_len=3).sizes(long, True) is None
-    assert replace(padding, rows=(1,)).sizes(long, True) is None
+    assert replace(padding, rows=(0,)).sizes(long, True) is None
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+@pytest.mark.parametrize("requests", [1, 2, 8])
+def test_prompts_of_any_length_find_a_size(requests: int, unit: int) -> None:
+    """Exactly a size's, one less than it, and with a row in every slot there is: all can be recorded."""
+    padding = Padding(PAGE, requests, 40, (16, 32, 48, 64), buckets(requests, unit), (4, 8, 16), max_len=64)
+    step = next(Traffic(300, 12, slots=1, seed=1).steps(1))
+    for rows in range(1, requests + 1):
+        for count in range(rows + 1, 49):
+            lengths = np.full(rows, count // rows)
+            lengths[: count % rows] += 1
+            prompts = replace(
+                step,
+                **{name: np.repeat(getattr(step, name), rows, 0) for name in PER_ROW},
+                starts=np.array([0, *np.cumsum(lengths)], np.int32),
+                tokens=np.zeros(count, np.int32),
+            )
+            sizes = padding.sizes(prompts, True)
+            assert sizes is not None and count <= sizes.tokens <= max(32, 2 * count)
+            assert sizes.rows <= padding.most_rows
+
+
+@pytest.mark.parametrize(("tokens", "bound"), [(1, None), (64, 1)])
+def test_an_executor_without_room_for_prompts_records_decoding_alone(tokens: int, bound: int | None) -> None:
+    """One token a step, or tactics of which a graph holds a single row."""
+    engine, plan = MemoryEngine(plan_of(LLAMA), random_weights(LLAMA)), capturable(plan_of(LLAMA), bound)
+    graph = compare(engine, plan, list(Traffic(300, 30, slots=1, seed=6).steps(30)), max_tokens=tokens)
+    assert not graph._padding.tokens and all(sizes.decodes for sizes in graph._recorded)
 
 
 def llama() -> tuple[MemoryEngine, Plan]:

@@ -95,8 +95,8 @@ class GraphExecutor(EagerExecutor):
         import torch
 
         device, poison, padding = self._device.torch_name, self._poison, self._padding
-        rows, width = padding.rows[-1], padding.widths[-1]
-        tokens = max(rows, *padding.tokens)
+        rows, width = padding.most_rows, padding.widths[-1]
+        tokens = max((rows, *padding.tokens))
         largest = Sizes(tokens, rows, max(width, tokens), greedy=False, filtered=True, draws=True)
         size = Layout.of(padding.arrays(padding.alone(largest))).size
         self._static = Static(self._scratch_slot + 1, size, rows, device, poison)
