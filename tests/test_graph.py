@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -377,6 +378,21 @@ def test_graphs_are_recorded_when_first_met_and_kept() -> None:
         graph.launch(replace(step, tokens=np.full(step.rows, 4, np.int32))).wait()
     assert graph._recorded == met
     assert {sizes.rows for sizes in met} <= {1, 2, 3, 4, 5} and len({sizes.greedy for sizes in met}) == 2
+
+
+def test_a_device_stands_still_while_the_host_prepares_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = executor(GraphExecutor, *llama())
+    steps = [step for _, step in decoding(list(Traffic(300, 40, slots=1, seed=2).steps(20)))][:3]
+    arrays = Padding.arrays
+
+    def slowly(*args: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        return arrays(*args)
+
+    graph.launch(steps[0]).wait()
+    monkeypatch.setattr(Padding, "arrays", slowly)
+    output = graph.launch(steps[1]).wait()
+    assert output.idle_s > 0.29 and output.busy_s < 0.25
 
 
 def test_sizes_grow_in_small_steps() -> None:
