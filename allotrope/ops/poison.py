@@ -134,7 +134,8 @@ def run(
         placed[name] = place(laid, where, strided and movable)
         given[name] = placed[name].view
     lies = {name: name for name, operand in contract.ins.items() if operand.inout}
-    lies |= {} if strided else contract.in_place
+    if not strided:
+        lies |= contract.in_place
     before = {name: found.backing.clone() for name, found in placed.items() if name not in lies.values()}
     outs = {
         name: placed[lies[name]]
