@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from allotrope.artifact.plan import Plan
 from allotrope.build import build, timings
+from allotrope.build.options import BuildOptions
+from allotrope.build.tasks import Task
+from allotrope.build.timings import Timings
+from allotrope.build.tune import Tuner
 from allotrope.hw.fingerprint import Fingerprint, fingerprint
 from allotrope.models.model import open_model
 from allotrope.ops import registry
+from allotrope.ops.contract import Problem
+from allotrope.ops.functional import FunctionTactic
+from tests.engines import CPU
 from tests.test_builder import OPT, QUICK, choice, shape
 
 FAST: dict[str, Any] = QUICK | {"tune": "fast"}
@@ -85,3 +93,23 @@ def test_the_evidence_says_how_a_row_class_was_lost(tmp_path: Path) -> None:
     [bucket] = found["buckets"]
     assert re.fullmatch(r"torch_tile\d+", bucket["tactic"]) and found["row_class"] == bucket["tactic"]
     assert {entry["tactic"] for entry in bucket["runners_up"] if entry["row_class"] is None} >= {"torch_mm"}
+
+
+def test_a_tactic_serves_every_row_count_of_its_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried at one row count, it is asked about the fewest and the most that a step may bring, too."""
+    few = FunctionTactic(
+        "add",
+        "torch_few",
+        lambda out, ins, params, workspace: {"out": torch.add(ins["a"], ins["b"])},
+        refuses=lambda problem, device: "it takes 2 to 8 rows" if not 2 <= problem.axes["rows"] <= 8 else None,
+    )
+    monkeypatch.setattr(registry, "tactics", lambda op: (few,))
+    tuner = Tuner(CPU, BuildOptions(device="cpu", tune="off"), Timings(tmp_path / "none"))
+
+    def refused(*buckets: tuple[int | None, int]) -> list[bool]:
+        problems = tuple(Problem("add", {"rows": tried, "width": 16}, {}, "fp32") for _, tried in buckets)
+        found = tuner.trials(Task("add", buckets, problems, ("sum",), {}))
+        return [bucket[0].refusal == "it takes 2 to 8 rows" for bucket in found]
+
+    assert refused((1, 1), (8, 4), (None, 8)) == [True, False, True]
+    assert refused((8, 4), (64, 8)) == [True, True]

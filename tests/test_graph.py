@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -213,29 +214,12 @@ def test_steps_with_prompts_are_recorded_when_their_sizes_come_again(
     assert mixed > 10 and found[0] > found[1] > found[2] == 0
 
 
-def test_padding_fits_or_is_not_tried() -> None:
-    """Tokens left over need a row to lie in, at positions that the model has."""
-    padding = Padding(PAGE, 8, 40, tokens=(4, 16, 32), rows=(1, 2, 4, 8), widths=(2, 4), max_len=12)
-    for step in Traffic(300, 12, slots=7, seed=11).steps(300):
-        sizes = padding.sizes(step, True)
-        if sizes is None:
-            continue
-        padded = padding.around(step, sizes)
-        counts = np.diff(padded.starts)
-        assert (len(padded.tokens), padded.rows) == (sizes.tokens, sizes.rows) and (counts > 0).all()
-        assert (padded.tokens[: len(step.tokens)] == step.tokens).all()
-        assert (padded.first + counts).max() <= padding.max_len
-        assert padded.pages.shape[1] * PAGE >= (padded.first + counts).max()
-        assert (padded.slots[step.rows :] == 8).all() and (padded.pages[step.rows :] == 40).all()
-        assert {name: array.shape for name, array in padding.arrays(padded, step.sample).items()} == {
-            name: array.shape for name, array in padding.arrays(padding.alone(sizes)).items()
-        }
-    one = Traffic(300, 12, slots=1, seed=1)
-    long = next(step for step in one.steps(99) if len(step.tokens) == 5)
-    assert padding.sizes(long, True) is None or padding.sizes(long, True).tokens == 16  # type: ignore[union-attr]
-    assert replace(padding, tokens=()).sizes(long, True) is None
-    assert replace(padding, max_len=3).sizes(long, True) is None
-    assert replace(padding, rows=(1,)).sizes(long, True) is None
+@pytest.mark.parametrize(("tokens", "bound"), [(1, None), (64, 1)])
+def test_an_executor_without_room_for_prompts_records_decoding_alone(tokens: int, bound: int | None) -> None:
+    """One token a step, or tactics of which a graph holds a single row."""
+    engine, plan = MemoryEngine(plan_of(LLAMA), random_weights(LLAMA)), capturable(plan_of(LLAMA), bound)
+    graph = compare(engine, plan, list(Traffic(300, 30, slots=1, seed=6).steps(30)), max_tokens=tokens)
+    assert not graph._padding.tokens and all(sizes.decodes for sizes in graph._recorded)
 
 
 def llama() -> tuple[MemoryEngine, Plan]:
@@ -346,14 +330,19 @@ def test_graphs_are_recorded_when_first_met_and_kept() -> None:
     assert {sizes.rows for sizes in met} <= {1, 2, 3, 4, 5} and len({sizes.greedy for sizes in met}) == 2
 
 
-def test_sizes_grow_in_small_steps() -> None:
-    assert buckets(64, 1) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-    assert buckets(50, 8) == (8, 16, 24, 32, 48, 50)
-    assert buckets(3, 8) == (3,)
-    for most in range(1, 300, 7):
-        found = buckets(most, 1)
-        assert found[-1] == most and list(found) == sorted(set(found))
-        assert all(next(size for size in found if size >= n) * 2 <= n * 3 for n in range(1, most + 1))
+def test_a_device_stands_still_while_the_host_prepares_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = executor(GraphExecutor, *llama())
+    steps = [step for _, step in decoding(list(Traffic(300, 40, slots=1, seed=2).steps(20)))][:3]
+    arrays = Padding.arrays
+
+    def slowly(*args: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        return arrays(*args)
+
+    graph.launch(steps[0]).wait()
+    monkeypatch.setattr(Padding, "arrays", slowly)
+    output = graph.launch(steps[1]).wait()
+    assert output.idle_s > 0.29 and output.busy_s < 0.25
 
 
 def test_what_cannot_be_recorded_is_said() -> None:

@@ -100,3 +100,35 @@ def test_doctor_clears_what_it_kept(cpu: Device, capsys: pytest.CaptureFixture[s
     assert peaks.load(cpu) is None
     assert not (settings.cache_dir() / "engines").exists()
     assert "not measured: run `allotrope doctor --measure`" in capsys.readouterr().out
+
+
+def test_a_capture_that_fails_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending a capture that was lost is an error, too, and says nothing: out of memory must stay out of memory."""
+    import contextlib
+
+    import torch
+
+    from allotrope.errors import OutOfMemory
+    from allotrope.hw.capture import Graphs
+
+    class Lost:
+        """A stream, and a graph, that take everything but the end of a capture."""
+
+        def capture_end(self) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+        def __getattr__(self, name: str) -> object:
+            return lambda *args, **options: None
+
+    for name in ("Stream", "CUDAGraph", "current_stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, Lost)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    runs = []
+
+    def body() -> None:
+        runs.append(1)
+        if len(runs) > 1:
+            raise OutOfMemory("temporaries need 2 GiB")
+
+    with pytest.raises(OutOfMemory, match="temporaries need"):
+        Graphs().record(body)

@@ -89,6 +89,41 @@ def test_what_cannot_be_compiled_is_a_refusal_in_words() -> None:
     assert "not for heads" in str(registry.tactic("rmsnorm", "inductor").why_not(heads, GPU))
 
 
+def test_more_than_its_32_bits_count_is_refused() -> None:
+    """An engine opened for a million tokens a step says so instead of writing elsewhere."""
+    tactic: Any = registry.tactic("layernorm", "inductor")
+    kernels.install({tactic.key(PROBLEM): KERNEL.to_json()})
+    most = replace(PROBLEM, axes={"rows": 2**21, "width": 1024})
+    assert tactic.why_not(most, GPU) is None
+    more = replace(PROBLEM, axes={"rows": 2**21 + 1, "width": 1024})
+    assert tactic.why_not(more, GPU) == "it counts in 32 bits, and 2097153 rows of 1024 are more"
+
+
+def test_each_gpu_loads_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    loaded: list[int] = []
+    launched: list[tuple[int, int]] = []  # which, over how many programs
+
+    class Launcher:
+        def _load_kernel(self, path: str, name: str, shared: int, device: int) -> tuple[int, int, int]:
+            loaded.append(device)
+            return 100 + device, 0, 0
+
+        def _launch_kernel(self, which: int, grid: int, *rest: Any) -> None:
+            launched.append((which, grid))
+
+    on = [0]
+    monkeypatch.setattr(kernels, "_LOADED", {})
+    monkeypatch.setattr("torch._C._StaticCudaLauncher", Launcher(), raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: on[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"cuda_stream": 0}))
+    kernels.install({"k": replace(KERNEL, rows=4).to_json()})
+    for on[0] in (0, 1, 0):
+        kernels.launch("k", {"x": None, "normed": None}, 9)
+    assert loaded == [0, 1] and launched == [(100, 3), (101, 3), (100, 3)]
+
+
 @pytest.mark.parametrize("op", ["layernorm", "rmsnorm", "add_norm"])
 def test_the_code_that_is_compiled_computes_the_norm(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as it is, on the CPU, over the tensors that it is compiled with."""

@@ -127,6 +127,28 @@ def test_a_large_problem_is_staged_at_its_true_size() -> None:
     stage.call(registry.tactic("linear_add", "torch_mm"))(0)
 
 
+@pytest.mark.parametrize(("op", "axes"), [("linear_add", {"in": 80, "out": 48}), ("add_norm", {"width": 48})])
+def test_what_a_plan_does_in_place_is_tried_in_place(op: str, axes: dict[str, int]) -> None:
+    """Timed elsewhere it would copy the residual first, which no step does; and it must be right where it runs."""
+    healthy: Any = registry.tactic(op, "torch_mm" if op == "linear_add" else "torch")
+    params = {"norm": "layer", "eps": 1e-5} if op == "add_norm" else {}
+    problem, shared = Problem(op, {"rows": 5, **axes}, params, "fp32"), list[bool]()
+
+    def watched(out: Any, ins: Any, params: Any, workspace: Any) -> Any:
+        shared.append(out["out"].data_ptr() == ins["residual"].data_ptr())
+        return healthy.run(out, ins, params, workspace)
+
+    def early(out: Any, ins: Any, params: Any, workspace: Any) -> Any:
+        out["out"].zero_()  # what it has not read yet, where that lies there
+        return healthy.run(out, ins, params, workspace)
+
+    Stage.of(problem, CPU, 0, most_values=1 << 20).call(replace(healthy, run=watched))(0)
+    assert shared == [True]
+    assert check.check(replace(healthy, run=watched), problem, CPU, seed=1).reason is None
+    assert sorted(shared[1:]) == [False, True]
+    assert not check.check(replace(healthy, run=early), problem, CPU, seed=1).ok
+
+
 def test_activating_in_the_product_says_why_not() -> None:
     axes, bias = {"rows": 1, "in": 80, "out": 48}, frozenset({"bias"})
     problem = Problem("linear_activation", axes, {"kind": "gelu_tanh"}, "fp16", bias)

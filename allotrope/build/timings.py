@@ -20,7 +20,7 @@ from allotrope.hw.fingerprint import fingerprint
 from allotrope.ops.contract import Problem
 from allotrope.ops.tactic import Tactic
 
-_SCHEMA = 3
+_SCHEMA = 4
 
 
 @dataclass(frozen=True)

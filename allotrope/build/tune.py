@@ -43,9 +43,11 @@ class Tuner:
 
     def trials(self, task: Task) -> tuple[tuple[Trial, ...], ...]:
         """For each bucket of the task, a trial of every tactic, in listing order."""
-        found = []
+        found, least = [], 1
         for (bound, _), problem in zip(task.buckets, task.problems, strict=True):
-            found.append(self._bucket(problem, with_rows(problem, MOST_ROWS) if bound is None else problem))
+            ends = with_rows(problem, least), with_rows(problem, bound or MOST_ROWS)
+            found.append(self._bucket(problem, ends))
+            least = (bound or MOST_ROWS) + 1
             self.advance()
         return tuple(tuple(trials) for trials in found)
 
@@ -68,9 +70,9 @@ class Tuner:
             self.timings.add_proven([first, *others], small, effort)
         return reason
 
-    def _bucket(self, problem: Problem, largest: Problem) -> list[Trial]:
+    def _bucket(self, problem: Problem, ends: tuple[Problem, Problem]) -> list[Trial]:
         tactics = registry.tactics(problem.op)
-        trials = [self._refused(tactic, problem, largest) for tactic in tactics]
+        trials = [self._refused(tactic, problem, ends) for tactic in tactics]
         if any(trial.refusal is None for trial in trials):
             trials = self._check(tactics, trials, problem)
         effort, usable = self.options.tune, [trial for trial in trials if trial.refusal is None]
@@ -78,13 +80,13 @@ class Tuner:
             return trials
         return self._time(tactics, trials, problem, effort)
 
-    def _refused(self, tactic: Tactic, problem: Problem, largest: Problem) -> Trial:
-        """The tactic's own answer, and the user's."""
+    def _refused(self, tactic: Tactic, problem: Problem, ends: tuple[Problem, Problem]) -> Trial:
+        """The tactic's own answer, and the user's. It must serve the bucket's fewest and most rows, too."""
         packings = tuple(sorted(tactic.packings().items()))
         trial = Trial(tactic.name, tactic.version, None, packings, capturable=tactic.capturable)
         if tactic.name in self.options.without or f"{problem.op}/{tactic.name}" in self.options.without:
             return replace(trial, refusal="taken out with --without")
-        reason = tactic.why_not(problem, self.device) or tactic.why_not(largest, self.device)
+        reason = next((why for one in (problem, *ends) if (why := tactic.why_not(one, self.device))), None)
         if reason is not None:
             return replace(trial, refusal=reason)
         return replace(trial, row_class=tactic.row_class(problem, self.device))

@@ -15,6 +15,7 @@ from allotrope.ops import kernels
 from allotrope.ops.contract import Array, Problem, Scalar
 from allotrope.ops.poison import torch_dtype
 
+_COUNTED = 2**31  # elements that a kernel compiled for few rows can tell apart: it counts them in 32 bits
 _PERSISTENT = 16384  # channels: a longer row is summed in loops, and read anew after the sum has been written
 
 
@@ -41,6 +42,8 @@ class CompiledNorm:
             return "it is made for whole rows, not for heads"
         if problem.axes["width"] % 8 or problem.axes["width"] > _PERSISTENT:
             return f"it is made for rows of a multiple of 8 and up to {_PERSISTENT} channels"
+        if problem.axes["rows"] * problem.axes["width"] > _COUNTED:
+            return f"it counts in 32 bits, and {problem.axes['rows']} rows of {problem.axes['width']} are more"
         return kernels.missing(self.key(problem), problem)
 
     def key(self, problem: Problem) -> str:

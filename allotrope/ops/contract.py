@@ -83,6 +83,7 @@ class Contract:
     params: Mapping[str, Scalar | None] = field(default_factory=dict)  # name → default; None = mandatory
     rows: str = "rows"
     exact: bool = False  # moves data only: compared bit for bit
+    in_place: Mapping[str, str] = field(default_factory=dict)  # output → the input in whose memory a plan leaves it
 
     def reference(self, ins: Mapping[str, Array], params: Mapping[str, Scalar]) -> dict[str, Array]:
         """The reference: plain torch, in the inputs' float dtype; inout operands come back new."""

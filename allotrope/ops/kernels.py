@@ -53,7 +53,7 @@ class Kernel:
 
 Maker = Callable[[str, Problem], Kernel]
 _KNOWN: dict[str, Kernel] = {}
-_LOADED: dict[Kernel, Any] = {}
+_LOADED: dict[tuple[Kernel, int], Any] = {}  # by GPU: what is loaded on one cannot be launched on another
 _MAKERS: list[Maker] = []
 
 
@@ -96,16 +96,16 @@ def launch(key: str, tensors: Mapping[str, Array], rows: int) -> None:
     import torch
     from torch import _C
 
-    kernel = _KNOWN[key]
-    if kernel not in _LOADED:
+    kernel, device = _KNOWN[key], torch.cuda.current_device()
+    if (kernel, device) not in _LOADED:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel.cubin"
             path.write_bytes(kernel.code)
-            device = torch.cuda.current_device()
-            _LOADED[kernel] = _C._StaticCudaLauncher._load_kernel(str(path), kernel.name, kernel.shared, device)[0]
+            loaded = _C._StaticCudaLauncher._load_kernel(str(path), kernel.name, kernel.shared, device)
+            _LOADED[kernel, device] = loaded[0]
     args = tuple(rows if arg == ROWS else tensors[arg] if isinstance(arg, str) else arg for arg in kernel.args)
     stream = torch.cuda.current_stream().cuda_stream
     grid = -(-rows // kernel.rows)
     _C._StaticCudaLauncher._launch_kernel(
-        _LOADED[kernel], grid, 1, 1, kernel.warps, kernel.shared, kernel.types, args, stream
+        _LOADED[kernel, device], grid, 1, 1, kernel.warps, kernel.shared, kernel.types, args, stream
     )

@@ -118,7 +118,10 @@ class PoisonedRun:
 def run(
     tactic: Tactic, contract: Contract, problem: Problem, device: Device, ins: Mapping[str, Array], strided: bool = True
 ) -> PoisonedRun:
-    """Run the tactic once on canonical `ins` (on the CPU, in their final dtypes), in poisoned memory."""
+    """Run the tactic once on canonical `ins` (on the CPU, in their final dtypes), in poisoned memory.
+
+    What plans compute in place is computed so here too, unless `strided`.
+    """
     where = device.torch_name
     placed: dict[str, Guarded] = {}
     given: dict[str, Any] = {}
@@ -131,10 +134,13 @@ def run(
         movable = operand.role is Role.ACTIVATION or (operand.role is Role.STEP and value.dim() == 1)
         placed[name] = place(laid, where, strided and movable)
         given[name] = placed[name].view
-    before = {name: found.backing.clone() for name, found in placed.items() if not contract.ins[name].inout}
+    lies = {name: name for name, operand in contract.ins.items() if operand.inout}
+    if not strided:
+        lies |= contract.in_place
+    before = {name: found.backing.clone() for name, found in placed.items() if name not in lies.values()}
     outs = {
-        name: placed[name]
-        if name in contract.ins and contract.ins[name].inout
+        name: placed[lies[name]]
+        if name in lies
         else guarded(
             out_shape(contract, operand, problem, ins), torch_dtype(operand.dtype, problem.dtype), where, strided
         )

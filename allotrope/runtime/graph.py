@@ -95,8 +95,8 @@ class GraphExecutor(EagerExecutor):
         import torch
 
         device, poison, padding = self._device.torch_name, self._poison, self._padding
-        rows, width = padding.rows[-1], padding.widths[-1]
-        tokens = max(rows, *padding.tokens)
+        rows, width = padding.most_rows, padding.widths[-1]
+        tokens = max((rows, *padding.tokens))
         largest = Sizes(tokens, rows, max(width, tokens), greedy=False, filtered=True, draws=True)
         size = Layout.of(padding.arrays(padding.alone(largest))).size
         self._static = Static(self._scratch_slot + 1, size, rows, device, poison)
@@ -118,14 +118,15 @@ class GraphExecutor(EagerExecutor):
         sizes = self._recordable(step, plain)
         if sizes is None:
             return super().launch(step)
-        began = self._clock.now()
         with torch.inference_mode():
             recorded = self._graph(sizes)
+            arrays = self._padding.arrays(self._padding.around(step, sizes), step.sample)
+            began = self._clock.now()  # what the host has done till now, a device with no other step waited for
             if len(step.page_copies):
                 copies = torch.from_numpy(step.page_copies.T.astype(np.int64))
                 self._begin(step, {"s:page_copies": copies.to(self._device.torch_name)})
             self._spoil()
-            self._static.send(recorded.layout, self._padding.arrays(self._padding.around(step, sizes), step.sample))
+            self._static.send(recorded.layout, arrays)
             recorded.replay()
             if not sizes.draws:
                 return self._draw(step, recorded.logits, began)

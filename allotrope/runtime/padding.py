@@ -59,31 +59,44 @@ class Padding:
     page_size: int
     slot: int  # of padding: the first that is nobody's
     page: int  # of padding
-    tokens: tuple[int, ...]  # sizes of steps in which prompts take part
+    tokens: tuple[int, ...]  # sizes of steps in which prompts take part; perhaps none
     rows: tuple[int, ...]
     widths: tuple[int, ...]
     max_len: int
 
     def sizes(self, step: StepInput, whole: bool) -> Sizes | None:
         """The sizes to pad to; None if none will do. `whole`: sampling is part of what is recorded."""
-        count, rows = len(step.tokens), at_least(self.rows, step.rows)
-        counts, left = np.diff(step.starts), 0
-        tokens = rows
+        count, counts = len(step.tokens), np.diff(step.starts)
+        tokens = rows = at_least(self.rows, step.rows)
+        left = 0
         if count > step.rows:
-            tokens = at_least(self.tokens, count)
-            if tokens > count:  # the tokens left over need a row
-                rows = at_least(self.rows, step.rows + 1)
-                left = -(-(tokens - count) // max(rows - step.rows, 1))
-            spare = rows - step.rows, tokens - count
-            if (spare[0] > 0) != (spare[1] > 0) or spare[0] > spare[1] or left > self.max_len:
-                return None
+            tokens, rows, left = self._mixed(count, step.rows)
         width = int(max((step.first + counts).max(), left) - 1) // self.page_size + 1
         pages = at_least(self.widths, width)
-        if not rows or not tokens or not pages:
+        if not rows or not pages:
             return None
         known = promises(step)
         greedy = bool(known["greedy"]) or not whole
         return Sizes(tokens, rows, pages, greedy, bool(known["filtered"]) and not greedy, whole)
+
+    @property
+    def most_rows(self) -> int:
+        """Of any step: where prompts take part, one more than there are requests, for the tokens left over."""
+        return self.rows[-1] + bool(self.tokens)
+
+    def _mixed(self, count: int, rows: int) -> tuple[int, int, int]:
+        """Tokens and rows for a step with prompts, and the most tokens of a row of padding; zeros where none will do.
+
+        Tokens left over need a row to lie in, and each row of padding needs a token.
+        """
+        for tokens in self.tokens:
+            spare = tokens - count
+            among = at_least((*self.rows, self.most_rows), rows + (spare > 0))
+            more = among - rows
+            left = -(-spare // more) if more > 0 else 0
+            if 0 <= more <= spare and left <= self.max_len:
+                return tokens, among, left
+        return 0, 0, 0
 
     def alone(self, sizes: Sizes) -> StepInput:
         """A step of nothing but padding."""

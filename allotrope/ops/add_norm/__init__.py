@@ -28,4 +28,5 @@ CONTRACT = Contract(
     outs={"out": Operand(("rows", "width")), "normed": Operand(("rows", "width"))},
     params={"norm": None, "eps": None},
     cost=_cost,
+    in_place={"out": "residual"},
 )

@@ -26,4 +26,5 @@ CONTRACT = Contract(
     },
     outs={"out": Operand(("rows", "out"))},
     cost=_cost,
+    in_place={"out": "residual"},
 )
