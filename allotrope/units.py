@@ -5,11 +5,11 @@ from __future__ import annotations
 
 def bytes_text(count: float) -> str:
     """`1.25 GB`: decimal units, as disks and bandwidths are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if abs(count) < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:.3g} EB"
 
 
 def shortage(needed: int, available: int) -> str:

@@ -199,7 +199,7 @@ def test_a_planned_tactic_that_refuses_is_fatal_at_load(monkeypatch: pytest.Monk
 
 
 def test_memory_that_cannot_be_had_is_said_in_words() -> None:
-    with pytest.raises(OutOfMemory, match=r"KV pool's pages need \d+ bytes, \d+ are available; lower"):
+    with pytest.raises(OutOfMemory, match=r"KV pool's pages need 18 PB, [\d.]+ GB are available; lower"):
         executor(engine_of(LLAMA), pages=2**45, poison=False)
 
 

@@ -170,7 +170,7 @@ def test_wrong_usage(engine: Path, capsys: pytest.CaptureFixture[str], arguments
 
 def test_too_little_memory_exits_4(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "run", str(engine), "one", "--kv-memory", "1kB")
-    assert code == 4 and "bytes" in err
+    assert code == 4 and "needs 4.1 kB, 1 kB are available" in err
 
 
 def test_numbers_gone_wrong_exit_1_and_name_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
