@@ -136,6 +136,16 @@ def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_long_sentence_stays_within_the_width(capsys: pytest.CaptureFixture[str]) -> None:
+    """The longest that a build may say of a fusion, which depends on what it measured."""
+    said = "fusion gate_up: not in: apart they are faster by more than the noise (blocks.0.mlp.gate_up)"
+    Output().sentence(said)
+    Output().sentence("short")
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert len(first) <= WIDTH < len(said) and f"{first} {second.strip()}" == said and second.startswith("  ")
+    assert third == "short"
+
+
 def test_tables_fit_and_align(capsys: pytest.CaptureFixture[str]) -> None:
     Output().table(["name", "ms"], [["a" * 200, "1.5"], ["b", "10.25"]])
     lines = capsys.readouterr().out.splitlines()

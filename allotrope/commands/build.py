@@ -81,10 +81,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if choices:
         _print_choices(choices, out)
     for name, reason in evidence["fusions"].items():
-        out.line(f"fusion {name}: {reason}")
+        out.sentence(f"fusion {name}: {reason}")
     varying = evidence["batch_variance"]["calls_without_row_class"]
     if varying:
-        out.line(f"{len(varying)} calls have no row class: a row's bits may depend on the other rows")
+        out.sentence(f"{len(varying)} calls have no row class: a row's bits may depend on the other rows")
     whole = evidence["checks"]["whole_model"]
     out.line(
         f"whole model: error {_short(whole['rms_error'])}, noise floor {_short(whole['floor_rms'])} of the logits' RMS"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,11 @@ class Output:
     def line(self, text: str = "") -> None:
         """One line for people."""
         self.write(text + "\n")
+
+    def sentence(self, text: str) -> None:
+        """A line for people, or several where it is longer than the width."""
+        for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
+            self.line(line)
 
     def write(self, text: str) -> None:
         """Text for people, as it comes (streamed tokens)."""
