@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from allotrope.models.quantised.codes import Codes
 
 Array = np.ndarray[Any, Any]
 Grid = list[list[int]]
@@ -51,6 +54,18 @@ def same(one: Array, other: Array) -> None:
     """Equal in dtype, shape and every bit."""
     assert one.dtype == other.dtype
     np.testing.assert_array_equal(one, other, strict=True)
+
+
+def means(found: Codes, wanted: Array, dtype: Any) -> None:
+    """The codes stand for these numbers, in this precision."""
+    same(found.dequantised("fp64" if dtype is np.float64 else "fp32"), wanted)
+
+
+def same_tensors(back: Mapping[str, Array], tensors: Mapping[str, Array]) -> None:
+    """What was written is what had been read, name by name."""
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        same(back[name], tensor)
 
 
 def shuffled(inputs: int, groups: int, seed: int = 2) -> list[int]:

@@ -236,7 +236,7 @@ def test_the_readme_states_what_was_recorded() -> None:
                 wanted.append(f"{found['summaries']['model']['rouge1']:.3f}")
                 wanted.append(f"{found['summaries']['baselines']['name in words']['rouge1']:.3f}")
             case "tinychat":
-                wanted.append(f"{found['chat']['stopped']:.0%}".replace("%", " %"))
+                wanted.append(f"{found['chat']['stopped']:.1%}".replace("%", " %"))
         assert [figure for figure in wanted if figure not in row] == [], f"README.md, {name}"
 
 

@@ -14,7 +14,7 @@ from allotrope.models.quantised.awq import pack, unpack
 from allotrope.models.quantised.codes import Codes
 from allotrope.models.quantised.parts import Parts
 from allotrope.models.quantised.stored import Stored
-from tests.quantised_kit import Array, Grid, dequantised, grid, int32, reals, same
+from tests.quantised_kit import Array, Grid, dequantised, grid, int32, means, reals, same, same_tensors
 
 # Of the eight outputs that share a word: the lowest bit of each
 LOWEST_BIT = {0: 0, 1: 16, 2: 4, 3: 20, 4: 8, 5: 24, 6: 12, 7: 28}
@@ -55,12 +55,9 @@ def test_every_value_is_read_and_written_as_documented(row: Any) -> None:
     same(found.zeros, np.array(zeros, np.uint8))
     same(found.scales, scales)
     group_of = [i * len(zeros[0]) // len(codes[0]) for i in range(len(codes[0]))]
-    for name, dtype in (("fp32", np.float32), ("fp64", np.float64)):
-        same(found.dequantised(name), dequantised(codes, zeros, scales, group_of, dtype))
-    back = pack(found, stored)
-    assert back.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        same(back[name], tensor)
+    means(found, dequantised(codes, zeros, scales, group_of, np.float32), np.float32)
+    means(found, dequantised(codes, zeros, scales, group_of, np.float64), np.float64)
+    same_tensors(pack(found, stored), tensors)
 
 
 def test_one_word_by_hand() -> None:
