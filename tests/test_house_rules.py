@@ -35,7 +35,7 @@ LAYERS = {
     "models": {"errors", "paths", "settings", "hw", "ops", "artifact"},
     "quant": {"errors", "hw", "ops", "artifact", "models"},
     "runtime": {"errors", "paths", "settings", "units", "hw", "ops", "artifact", "tokenizers"},
-    "build": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime"},
+    "build": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "quant", "runtime"},
     "verify": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime", "build"},
     "bench": {"errors", "settings", "hw", "ops", "artifact", "runtime", "build", "verify"},
 }

@@ -20,6 +20,7 @@ from allotrope.hw.detect import detect
 from allotrope.models.model import open_model
 from allotrope.ops import registry
 from allotrope.ops.packing import PACKINGS
+from allotrope.quant.narrowed import Narrowed
 from tests.tiny import tiny
 
 VOCAB = 263  # the byte tokenizer needs 259
@@ -61,7 +62,7 @@ class Forge:
         engine = open_engine(self.built(kind, dtype), device=CPU)
         model = open_model(checkpoint(kind, self.new(kind), seed=seed))
         source = {**engine.manifest.source, "path": model.checkpoint.origin, "digest": model.checkpoint.digest()}
-        packer = Packer(model, engine.manifest.plan)
+        packer = Packer(model, engine.manifest.plan, Narrowed(engine.manifest.plan))
         return self.write(engine, f"{kind}-{seed}", lambda name: list(packer(name)), source=source)
 
     def planted(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from allotrope.artifact.plan import Plan
 from allotrope.ops import registry
+from allotrope.ops.codes import FORMATS, PER_BYTE
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.rotary import SCALINGS
 
@@ -14,7 +15,12 @@ Need = Callable[[bool, str], None]
 _LARGEST = 2**31 - 1
 _REALS = {"eps": 0.0, "scale": 1e-30, "base": 1e-30, "factor": 1e-30, "low_freq": 1e-30, "high_freq": 1e-30}
 _COUNTS = {"heads": 1, "kv_heads": 1, "head_dim": 1, "dim": 2, "length": 2, "window": 0, "original_len": 0, "offset": 0}
-_WORDS = {"kind": ("gelu", "gelu_tanh", "relu", "silu"), "norm": ("layer", "rms"), "scaling": SCALINGS}
+_WORDS = {
+    "kind": ("gelu", "gelu_tanh", "relu", "silu"),
+    "norm": ("layer", "rms"),
+    "scaling": SCALINGS,
+    "format": FORMATS,
+}
 _SCALED = ("dynamic", "qwen_ntk", "llama3")  # they divide by original_len
 
 
@@ -25,6 +31,8 @@ def check_parameters(path: str, posed: Problem, plan: Plan, need: Need) -> None:
         need(_possible(name, value, defaults[name]), f"{path}: parameter {name} is {value!r:.60}")
     numbers = {name: value for name, value in posed.params.items() if isinstance(value, int)}
     _check_sizes(path, numbers, posed.axes, need)
+    if posed.op == "linear_codes":
+        _check_codes(path, posed, need)
     scaling = posed.params.get("scaling")
     if scaling in _SCALED:
         need(numbers["original_len"] > 0, f"{path}: scaling {scaling} without original_len")
@@ -70,3 +78,12 @@ def _check_sizes(path: str, numbers: Mapping[str, int], axes: Mapping[str, int],
     need(kv_heads * head_dim == kv_width, f"{path}: {kv_heads} KV heads of {head_dim} channels in {kv_width}")
     dim = numbers.get("dim", 2)
     need(dim % 2 == 0 and dim <= max(head_dim, 2), f"{path}: {dim} of {head_dim} channels cannot be rotated in halves")
+
+
+def _check_codes(path: str, posed: Problem, need: Need) -> None:
+    """Whether rows of codes and scales are as long as the inputs are wide; only int4 has zeros."""
+    form, width = str(posed.params["format"]), posed.axes["in"]
+    packed, groups = posed.axes["packed"], posed.axes["groups"]
+    fitting = packed * PER_BYTE.get(form, 0) == width and width % groups == 0
+    need(fitting, f"{path}: {packed} bytes and {groups} scales a row do not fit {width} codes of {form}")
+    need(form == "int4" or "zeros" not in posed.present, f"{path}: {form} has no zeros")

@@ -17,6 +17,7 @@ from allotrope.ops import registry
 from allotrope.ops.packing import PACKINGS
 
 _LARGEST = 2**31 - 1  # of any one axis
+_COMPUTE = ("fp32", "fp16", "bf16")
 _MOST = {"max_batch": 65_536, "max_len": 2**24}
 
 
@@ -66,7 +67,7 @@ def _check_facts(described: Manifest) -> None:
 
 def _check_numbers(described: Manifest) -> None:
     plan = described.plan
-    _need(plan.dtype in STORED, f"compute dtype {plan.dtype!r} is unknown")
+    _need(plan.dtype in _COMPUTE, f"compute dtype {plan.dtype!r} is unknown")
     _need(plan.dtype == described.dtype, f"dtype is {described.dtype!r}, the plan's {plan.dtype!r}")
     _count(plan.vocab, "plan.vocab")
     _count(plan.max_len, "plan.max_len", _MOST["max_len"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,8 +37,13 @@ from allotrope.models.checkpoint import RANDOM
 from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
 from allotrope.ops import kernels, registry
+from allotrope.quant.narrow import narrow
+from allotrope.quant.narrowed import Narrowed
+from allotrope.quant.policy import Wanted, policy
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
+
+_CODES = ".codes"  # what was quantised, until it is packed
 
 
 class Advances(Protocol):
@@ -89,15 +95,18 @@ def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress =
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
+        narrowed = _narrow(model, lowered, options, device, writer.folder, progress)
+        lowered = narrowed.plan
         with kernels.made_by(compiling.make):
             selection, tuned = _select(lowered, options, device, threads, progress)
         described = _describe(model, selection, options, device, limits)
-        _write(writer, model, selection.plan, progress)
+        _write(writer, Packer(model, selection.plan, narrowed), progress)
         writer.tokenizer(kept)
         with progress(1, "checking the whole model"):
             whole = check_whole(writer.preview(described), lowered, device, options)
         evidence = {
             **described.evidence,
+            "quantisation": narrowed.to_json(),
             "dropped_zero_biases": zero,
             "notes": list(model.notes),
             "tuning": {"effort": options.tune, "threads": threads, **tuned},
@@ -214,10 +223,23 @@ def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
     }
 
 
-def _write(writer: EngineWriter, model: Model, plan: Plan, progress: Progress) -> None:
-    total = sum(entry.nbytes for shard in layout.shards(plan) for entry in shard.entries)
+def _narrow(
+    model: Model, plan: Plan, options: BuildOptions, device: Device, folder: Path, progress: Progress
+) -> Narrowed:
+    """The model as it is to be stored. Codes lie in a folder of the unfinished engine until they are packed."""
+    if not options.wanted:
+        return Narrowed(plan)
+    chosen = policy(plan, Wanted(**options.wanted))
+    (folder / _CODES).mkdir()
+    with progress(len(chosen.narrow), "quantising weights") as shown:
+        return narrow(model, plan, chosen, folder / _CODES, device=device.torch_name, advance=shown.advance)
+
+
+def _write(writer: EngineWriter, packer: Packer, progress: Progress) -> None:
+    total = sum(entry.nbytes for shard in layout.shards(packer.plan) for entry in shard.entries)
     with progress(total, "writing weights") as shown:
-        writer.weights(plan, Packer(model, plan), shown.advance)
+        writer.weights(packer.plan, packer, shown.advance)
+    shutil.rmtree(writer.folder / _CODES, ignore_errors=True)
 
 
 def _tokenizer(model: Model) -> list[tuple[str, bytes]]:

@@ -55,7 +55,7 @@ class SideBySide:
         groups = [group for _, group in self.groups(plan)]
         if not groups:
             yield f"the plan has no linear calls {', '.join(self.members)} side by side"
-        ours = {call.path for group in groups for call in group}
+        ours = {call.path for call in plan.calls if call.path.rpartition(".")[2] in self.members}
         writers: dict[str, set[str]] = {}
         for call in plan.calls:
             for slot in call.outs.values():
@@ -68,11 +68,10 @@ class SideBySide:
                 yield f"{these} read different inputs"
             if len({"bias" in call.ins for call in group}) > 1:
                 yield f"some of {these} have a bias and some have none"
-            weights = [plan.weights[plans.name(call.ins["weight"])] for call in group]
-            if len({(weight.packing, weight.dtype) for weight in weights}) > 1:
+            if len({_lie(plan, call) for call in group}) > 1:
                 yield f"the weights of {these} lie differently"
             for call in group:
-                if any(readers.count(call.ins[operand]) > 1 for operand in ("weight", "bias") if operand in call.ins):
+                if any(readers.count(slot) > 1 for slot in call.ins.values() if plans.kind(slot) == "w"):
                     yield f"a weight of {call.path} has another reader"
                 if not writers[call.outs["out"]] <= ours:
                     yield f"buffer {call.outs['out']} is written by others, too"
@@ -99,27 +98,46 @@ class SideBySide:
         return replace(plan, buffers=buffers, weights=weights, calls=tuple(calls), fusions=(*plan.fusions, self.name))
 
     def groups(self, plan: Plan) -> Iterator[tuple[str, list[Call]]]:
-        """The calls that would become one, block by block."""
-        linear = {call.path: call for call in plan.calls if call.op == "linear"}
+        """The calls that would become one, block by block, where their weights are of one format."""
+        linear = {call.path: call for call in plan.calls if call.op in ("linear", "linear_codes")}
         first = f".{self.members[0]}"
         for path in linear:
             stem = path.removesuffix(first)
             names = [f"{stem}.{member}" for member in self.members]
             if stem != path and all(name in linear for name in names):
-                yield f"{stem}.{self.name}", [linear[name] for name in names]
+                group = [linear[name] for name in names]
+                if len({_format(plan, call) for call in group}) == 1:
+                    yield f"{stem}.{self.name}", group
 
     def _fused(self, group: list[Call], weights: dict[str, Weight]) -> Call:
         """The one call, whose weights take the place of the group's in `weights`."""
         path = f"{group[0].path.rpartition('.')[0]}.{self.name}"
         ins = {"x": group[0].ins["x"]}
-        for operand in ("weight", "bias"):
-            if operand not in group[0].ins:
+        for operand, slot in group[0].ins.items():
+            if plans.kind(slot) != "w":
                 continue
             old = [weights.pop(plans.name(call.ins[operand])) for call in group]
             parts = tuple(part for weight in old for part in weight.parts)
             weights[f"{path}.{operand}"] = Weight(parts, old[0].packing, old[0].dtype)
             ins[operand] = f"w:{path}.{operand}"
         return replace(group[0], path=path, ins=ins, outs={"out": f"b:{self.name}"})
+
+
+def _format(plan: Plan, call: Call) -> object:
+    """What calls must have alike to be one: the op, its parameters, how many bytes and scales a row of weights has."""
+    rows = {
+        operand: (weight.dtype, weight.parts[0][1][1:])
+        for operand, slot in call.ins.items()
+        if plans.kind(slot) == "w" and operand != "bias"
+        for weight in [plan.weights[plans.name(slot)]]
+    }
+    return call.op, tuple(sorted(call.params.items())), tuple(sorted(rows.items()))
+
+
+def _lie(plan: Plan, call: Call) -> object:
+    """How the weights of a call are packed."""
+    slots = sorted((operand, slot) for operand, slot in call.ins.items() if plans.kind(slot) == "w")
+    return tuple((operand, plan.weights[plans.name(slot)].packing) for operand, slot in slots if operand != "bias")
 
 
 SIDE_BY_SIDE = (SideBySide("qkv", ("q", "k", "v")), SideBySide("gate_up", ("gate", "up")))

@@ -10,6 +10,7 @@ from allotrope.build.fuse import FUSIONS
 from allotrope.errors import UsageError
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
+WEIGHTS = ("int8", "int4", "fp8")
 TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")
 EXECUTORS = ("auto", "eager", "graph")
@@ -31,6 +32,10 @@ class BuildOptions:
     allow_pickle: bool = False
     allow_nan: bool = False
     executor: str = "auto"  # what the engine is to run on: graph on a GPU, eager on a CPU
+    weights: str | None = None  # format of the blocks' linear layers; None: the compute dtype
+    group_size: int | None = None  # weights that share a scale; None: int4's 32, otherwise a row
+    asymmetric: bool = False  # int4 with zeros
+    keep: tuple[str, ...] = ()  # PATTERN=FORMAT, the last that matches a linear layer's path decides
     seed: int = 0  # of random weights and of the inputs that tactics are tried on
 
     def __post_init__(self) -> None:
@@ -46,6 +51,18 @@ class BuildOptions:
                     f"{name} is {value!r}", where="build", remedy=f"give a whole number, {least} to {most}"
                 )
 
+        if self.wanted:
+            from allotrope.quant.policy import Wanted
+
+            Wanted(**self.wanted)
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What is asked of weights, as `quant.policy.Wanted` takes it; empty if nothing is."""
+        names = ("weights", "group_size", "asymmetric", "keep")
+        given = {name: getattr(self, name) for name in names}
+        return given if any(given.values()) else {}
+
     @staticmethod
     def of(**given: Any) -> BuildOptions:
         """Options by name; an unknown name is an error that lists the known ones."""
@@ -56,6 +73,9 @@ class BuildOptions:
         if "without" in given:
             parts = given["without"]
             given["without"] = tuple(parts.split(",") if isinstance(parts, str) else parts)
+        if "keep" in given:
+            kept = given["keep"]
+            given["keep"] = (kept,) if isinstance(kept, str) else tuple(kept)
         return BuildOptions(**given)
 
     def settled(self, kind: str) -> BuildOptions:
@@ -64,7 +84,7 @@ class BuildOptions:
 
     def to_json(self) -> Mapping[str, Any]:
         """As kept in the engine."""
-        return {**asdict(self), "without": list(self.without)}
+        return {**asdict(self), "without": list(self.without), "keep": list(self.keep)}
 
 
 def check_parts(parts: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from allotrope.errors import BuildError
 from allotrope.models.dtypes import cast, find_nonfinite
 from allotrope.models.model import Model
 from allotrope.ops.packing import PACKINGS, RawArray
+from allotrope.quant.narrowed import Narrowed
 
 _PIECE = 1 << 20  # values in a piece
 _INFINITE = {"fp16": 65_520.0, "bf16": 2.0**128 - 2.0**119, "fp32": 2.0**128 - 2.0**103}  # rounds to it, from here on
@@ -28,6 +29,7 @@ class Packer:
 
     model: Model
     plan: Plan
+    narrowed: Narrowed
 
     def __call__(self, name: str) -> Iterable[RawArray]:
         """Packed weight `name`, in order. Only a packing that is not `rows` holds the whole weight in memory."""
@@ -41,10 +43,20 @@ class Packer:
             yield PACKINGS[weight.packing].pack(parts)
 
     def _cast(self, slot: str, dtype: str) -> Iterator[RawArray]:
-        """A slot's rows in `dtype`."""
+        """A slot's rows in `dtype`, from what was quantised or from the checkpoint."""
+        if slot in self.narrowed.arrays:
+            yield _as(dtype, self.narrowed.arrays[slot]())
+            return
         stored = self.model.checkpoint.tensors[self.model.sources[slot].name].dtype
         for piece in rows_of(self.model, slot):
             yield cast(piece, stored, dtype)
+
+
+def _as(dtype: str, made: RawArray) -> RawArray:
+    """What quantising made, as it is stored: codes as they are, floats rounded where they are wider."""
+    carriers = {"uint8": "uint8", "float16": "fp16", "float32": "fp32"}
+    tag = carriers[made.dtype.name]
+    return made if tag == dtype else cast(made, tag, dtype)
 
 
 def check_values(model: Model, dtype: str, allow_nan: bool, advance: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.build import build
-from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
+from allotrope.build.options import DTYPES, PLANS, TUNE, WEIGHTS, BuildOptions
 from allotrope.commands.output import Output, time_text
 from allotrope.units import bytes_text
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declare what a build can be asked for; also for verbs that take a checkpoint for an engine."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of compute (auto: fp32 on a CPU)")
+    add_formats(parser)
     parser.add_argument(
         "--tune", choices=TUNE, default="fast", help="how hard to measure; off: listing order, checked but not timed"
     )
@@ -54,10 +55,27 @@ def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument("--allow-nan", action="store_true", help="warn of NaN weights instead of refusing them")
 
 
+def add_formats(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declare in which formats weights may be stored."""
+    parser.add_argument("--weights", choices=WEIGHTS, help="format of the blocks' linear layers (as wide as --dtype)")
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (int4: 32)"
+    )
+    parser.add_argument("--asymmetric", action="store_true", help="int4 with zeros: each group's ends are met")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN=FORMAT",
+        help="exceptions, the last that matches wins: 'blocks.0.*=wide', '*.down=int8'",
+    )
+
+
 def build_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options given, by the names of `BuildOptions`."""
     given = {name: getattr(args, name) for name in BuildOptions.__dataclass_fields__ if hasattr(args, name)}
-    return given | {"without": tuple(part for part in args.without.split(",") if part)}
+    parts = tuple(part for part in args.without.split(",") if part)
+    return given | {"without": parts, "keep": tuple(args.keep)}
 
 
 def engine_folder(args: argparse.Namespace, out: Output, running: tuple[str, ...]) -> Path:

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.require and not set(PROVING) <= set(asked.levels):
         raise UsageError(f"--require needs the levels {', '.join(PROVING)}", remedy="leave --level out")
     folder = _engine(args, out)
+    _refuse_narrow(folder)
     with out.progress(len(asked.levels), "verifying") as shown:
         result = verify(folder, asked, lambda _: shown.advance())
     required = args.require or default_requirement(result.findings.dtype)
@@ -78,6 +79,13 @@ def _engine(args: argparse.Namespace, out: Output) -> Path:
 
     built = (Path(args.engine) / manifest.FILE).exists()  # then --allow-pickle is for reading the original
     return building.engine_folder(args, out, running=("allow_pickle",) if built else ())
+
+
+def _refuse_narrow(folder: Path) -> None:
+    from allotrope.artifact import manifest
+
+    if any(call.op == "linear_codes" for call in manifest.read(folder).plan.calls):
+        raise UsageError("its weights are quantised, and verify cannot judge such engines yet", where=str(folder))
 
 
 def _print(result: Result, out: Output) -> None:

@@ -12,7 +12,7 @@ from allotrope.units import shortage
 if TYPE_CHECKING:
     import torch
 
-ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8, "int32": 4, "int64": 8}
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8, "int32": 4, "int64": 8, "uint8": 1}
 
 
 def torch_dtype(tag: str, compute: str) -> torch.dtype:

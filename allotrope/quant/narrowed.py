@@ -1,0 +1,71 @@
+"""What quantising a model gives: the plan that reads codes, their bytes, and what was lost, weight by weight.
+
+Codes are laid down in a folder as soon as they are made, so that a model is never held in memory, and no weight is
+rounded twice: once for its error, and once to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from allotrope.artifact.plan import Plan
+from allotrope.ops.packing import RawArray
+from allotrope.quant.formats import Quantised, pack
+from allotrope.quant.policy import Policy
+from allotrope.quant.report import WeightError, measure, total
+from allotrope.quant.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """`arrays` has every slot whose bytes are not simply the checkpoint's: codes, scales and zeros as they are stored,
+    and wide weights into which a scale was folded, in fp32."""
+
+    plan: Plan
+    arrays: Mapping[str, Callable[[], RawArray]] = field(default_factory=dict)
+    errors: tuple[WeightError, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As kept in the engine; nothing where nothing was quantised."""
+        if not self.errors:
+            return {}
+        errors = [error.to_json() for error in self.errors]
+        return {**self.facts, "total": total(self.errors).to_json(), "weights": errors}
+
+
+class Gathered:
+    """Narrow weights as they are made, one after the other. `folder` must live until the arrays have been read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._arrays: dict[str, Callable[[], RawArray]] = {}
+        self._errors: list[WeightError] = []
+
+    def add(self, path: str, weight: torch.Tensor, quantised: Quantised) -> None:
+        """What stands for the weight [out, in] of the linear layer at `path`, and how far it is from it."""
+        self._put(f"{path}.codes", pack(quantised.codes, quantised.format))
+        self._put(f"{path}.scales", quantised.scales)
+        if quantised.zeros is not None:
+            self._put(f"{path}.zeros", quantised.zeros)
+        self._errors.append(measure(path, weight, quantised))
+
+    def fold(self, slot: str, values: torch.Tensor) -> None:
+        """A wide weight that is no longer the checkpoint's."""
+        self._put(slot, values.float())
+
+    def finish(self, plan: Plan, policy: Policy, facts: Mapping[str, Any]) -> Narrowed:
+        """All of it, over the plan that reads it."""
+        found = {"policy": policy.to_json(), **facts}
+        return Narrowed(rewrite(plan, policy.narrow), self._arrays, tuple(self._errors), found)
+
+    def _put(self, slot: str, tensor: torch.Tensor) -> None:
+        path = self._folder / f"{slot}.npy"
+        np.save(path, tensor.cpu().contiguous().numpy())
+        self._arrays[slot] = lambda: np.load(path, mmap_mode="r")
