@@ -229,7 +229,13 @@ def test_every_tactic_answers_for_itself() -> None:
                 answers = [t.why_not(posed, device) for t in registry.tactics(posed.op) for device in devices]
                 assert all(answer is None or len(answer.split()) > 2 for answer in answers), answers
                 assert None in answers, f"no tactic serves {posed.key()}"
-    made = {"linear_add", "linear_activation", "add_norm", "linear_codes"}  # by fusing, and by narrower formats
+    made = {
+        "linear_add",
+        "linear_activation",
+        "add_norm",
+        "linear_codes",
+        "linear_stored",
+    }  # by fusing, and by narrower formats
     assert seen | made == set(registry.names())
 
 

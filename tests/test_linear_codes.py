@@ -10,8 +10,9 @@ import torch
 from allotrope.hw.detect import detect
 from allotrope.hw.device import Device
 from allotrope.ops import check, registry
-from allotrope.ops.codes import FORMATS, PER_BYTE, decoded, unpacked
+from allotrope.ops.codes import decoded, unpacked
 from allotrope.ops.contract import Problem
+from allotrope.ops.linear_codes import FORMATS, PER_BYTE
 from allotrope.ops.tactic import Tactic
 
 pytestmark = pytest.mark.usefixtures("one_thread")

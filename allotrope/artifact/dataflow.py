@@ -15,7 +15,7 @@ Need = Callable[[bool, str], None]
 
 # What each step slot is read as, where operand and slot have different names.
 STEP_SLOTS: Mapping[str, str] = {"ids": "tokens", "slots": "kv_slots", "index": "logit_rows", "rows": "sample_rows"}
-SCALES = ("fp32", "fp16")  # dtypes in which the scales of codes are stored
+FLOATS = ("fp32", "fp16", "bf16")  # in which what is "stored" may be: scales of codes, weights to be widened
 _ROWS = {"tokens": TOKENS, "logits": LOGITS}  # axes that count rows of one kind, whatever the call's own are
 
 
@@ -64,7 +64,7 @@ class _Flow:
             self._cache(call, operand, name, writes)
         elif kind == "w":
             stored = self.plan.weights[name].dtype
-            allowed = {"compute": ("compute", self.plan.dtype), "stored": SCALES}.get(spec.dtype, (spec.dtype,))
+            allowed = {"compute": ("compute", self.plan.dtype), "stored": FLOATS}.get(spec.dtype, (spec.dtype,))
             self.need(stored in allowed, f"{call.path}: weight {name} is stored as {stored}")
         else:
             stored = self.plan.buffers[name].dtype

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from allotrope.artifact.plan import Plan
 from allotrope.ops import registry
-from allotrope.ops.codes import FORMATS, PER_BYTE
 from allotrope.ops.contract import Problem, Scalar
+from allotrope.ops.linear_codes import FORMATS, PER_BYTE
+from allotrope.ops.linear_stored import STORES
 from allotrope.ops.rotary import SCALINGS
 
 Need = Callable[[bool, str], None]
@@ -20,6 +21,7 @@ _WORDS = {
     "norm": ("layer", "rms"),
     "scaling": SCALINGS,
     "format": FORMATS,
+    "store": STORES,
 }
 _SCALED = ("dynamic", "qwen_ntk", "llama3")  # they divide by original_len
 

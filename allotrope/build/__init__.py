@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,22 @@ if TYPE_CHECKING:
     from allotrope.build.builder import Built, Progress
 
 
-def build(ref: str, out: Path | str, *, progress: Progress | None = None, **options: Any) -> Built:
-    """Build the checkpoint `ref` into the engine folder `out`; options are those of `BuildOptions`."""
+def build(
+    ref: str,
+    out: Path | str,
+    *,
+    progress: Progress | None = None,
+    said: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Built:
+    """Build the checkpoint `ref` into the engine folder `out`; options are those of `BuildOptions`.
+
+    `said` hears how the weights will be stored before any is read, where a format was asked for.
+    """
     from allotrope.build import builder
     from allotrope.build.options import BuildOptions
 
-    return builder.build(ref, out, BuildOptions.of(**options), progress or builder.silent)
+    return builder.build(ref, out, BuildOptions.of(**options), progress or builder.silent, said)
 
 
 def cached(ref: str, *, progress: Progress | None = None, **options: Any) -> Path:

@@ -39,7 +39,7 @@ from allotrope.models.model import Model, open_model
 from allotrope.ops import kernels, registry
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
-from allotrope.quant.policy import Wanted, policy
+from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
 
@@ -59,6 +59,7 @@ class _Silent:
         """Nobody looks."""
 
 
+Said = Callable[[str], None]
 Progress = Callable[[int, str], AbstractContextManager[Advances]]
 """`progress(total, label)`, as a context that is advanced."""
 
@@ -78,8 +79,10 @@ class Built:
     peak_memory_bytes: int
 
 
-def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress = silent) -> Built:
-    """Build the checkpoint `ref` into the folder `out`."""
+def build(
+    ref: str, out: Path | str, options: BuildOptions, progress: Progress = silent, said: Said = lambda line: None
+) -> Built:
+    """Build the checkpoint `ref` into the folder `out`; `said` hears what is decided before the work begins."""
     began, peak = time.perf_counter(), Peak()
     check_parts(options.without)
     model = open_model(seeded(ref, options), allow_pickle=options.allow_pickle)
@@ -95,7 +98,11 @@ def build(ref: str, out: Path | str, options: BuildOptions, progress: Progress =
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
-        narrowed = _narrow(model, lowered, options, device, writer.folder, progress)
+        chosen = policy(lowered, Wanted(**options.wanted))
+        if options.wanted:
+            for line in chosen.lines():
+                said(line)
+        narrowed = _narrow(model, lowered, chosen, device, writer.folder, progress)
         lowered = narrowed.plan
         with kernels.made_by(compiling.make):
             selection, tuned = _select(lowered, options, device, threads, progress)
@@ -223,15 +230,13 @@ def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
     }
 
 
-def _narrow(
-    model: Model, plan: Plan, options: BuildOptions, device: Device, folder: Path, progress: Progress
-) -> Narrowed:
+def _narrow(model: Model, plan: Plan, chosen: Policy, device: Device, folder: Path, progress: Progress) -> Narrowed:
     """The model as it is to be stored. Codes lie in a folder of the unfinished engine until they are packed."""
-    if not options.wanted:
+    count = len(chosen.narrow) + len(chosen.stored)
+    if not count:
         return Narrowed(plan)
-    chosen = policy(plan, Wanted(**options.wanted))
     (folder / _CODES).mkdir()
-    with progress(len(chosen.narrow), "quantising weights") as shown:
+    with progress(count, "quantising weights") as shown:
         return narrow(model, plan, chosen, folder / _CODES, device=device.torch_name, advance=shown.advance)
 
 

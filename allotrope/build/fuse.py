@@ -15,6 +15,8 @@ from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Buffer, Call, Plan, Weight
 from allotrope.build.rewrites import Activated, AddNorm, Residual, Rotation
 
+_LINEAR = ("linear", "linear_codes", "linear_stored")
+
 
 class Fusion(Protocol):
     """A rewrite. `groups` are the calls that each call it would make replaces, the new call's path first."""
@@ -99,7 +101,7 @@ class SideBySide:
 
     def groups(self, plan: Plan) -> Iterator[tuple[str, list[Call]]]:
         """The calls that would become one, block by block, where their weights are of one format."""
-        linear = {call.path: call for call in plan.calls if call.op in ("linear", "linear_codes")}
+        linear = {call.path: call for call in plan.calls if call.op in _LINEAR}
         first = f".{self.members[0]}"
         for path in linear:
             stem = path.removesuffix(first)

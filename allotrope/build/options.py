@@ -10,10 +10,15 @@ from allotrope.build.fuse import FUSIONS
 from allotrope.errors import UsageError
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
-WEIGHTS = ("int8", "int4", "fp8")
+WEIGHTS = ("int8", "int4", "fp8", "fp16", "bf16")
+ACTIVATIONS = ("int8", "fp8")
+KV = ("int8", "fp8")
+METHODS = ("auto", "nearest", "gptq", "awq")
 TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")
 EXECUTORS = ("auto", "eager", "graph")
+
+_LATER = ("kv", "max_kl", "calibration", "calibration_tokens", "activations")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class BuildOptions:
     weights: str | None = None  # format of the blocks' linear layers; None: the compute dtype
     group_size: int | None = None  # weights that share a scale; None: int4's 32, otherwise a row
     asymmetric: bool = False  # int4 with zeros
+    activations: str | None = None  # format of what these layers read, a scale per token
+    method: str = "auto"  # the way onto the formats
+    kv: str | None = None  # format of the cached keys and values, a scale per token and head
+    max_kl: float | None = None  # the most sensitive layers stay wide until the model's KL is no larger
+    calibration: str | None = None  # a text file; None: the bundled text
+    calibration_tokens: int | None = None
     keep: tuple[str, ...] = ()  # PATTERN=FORMAT, the last that matches a linear layer's path decides
     seed: int = 0  # of random weights and of the inputs that tactics are tried on
 
@@ -55,13 +66,15 @@ class BuildOptions:
             from allotrope.quant.policy import Wanted
 
             Wanted(**self.wanted)
+        for name in _LATER:
+            if getattr(self, name) is not None:
+                raise UsageError(f"{name} is not there yet", where="build")
 
     @property
     def wanted(self) -> dict[str, Any]:
         """What is asked of weights, as `quant.policy.Wanted` takes it; empty if nothing is."""
-        names = ("weights", "group_size", "asymmetric", "keep")
-        given = {name: getattr(self, name) for name in names}
-        return given if any(given.values()) else {}
+        names = ("weights", "group_size", "asymmetric", "activations", "method", "keep")
+        return {name: value for name in names if (value := getattr(self, name)) not in (None, False, "auto", ())}
 
     @staticmethod
     def of(**given: Any) -> BuildOptions:

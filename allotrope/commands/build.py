@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.build import build
-from allotrope.build.options import DTYPES, PLANS, TUNE, WEIGHTS, BuildOptions
+from allotrope.build.options import ACTIVATIONS, DTYPES, KV, METHODS, PLANS, TUNE, WEIGHTS, BuildOptions
 from allotrope.commands.output import Output, time_text
 from allotrope.units import bytes_text
 
@@ -62,6 +62,12 @@ def add_formats(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
         "--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (int4: 32)"
     )
     parser.add_argument("--asymmetric", action="store_true", help="int4 with zeros: each group's ends are met")
+    parser.add_argument("--activations", choices=ACTIVATIONS, help="format of what these layers read, per token")
+    parser.add_argument("--kv", choices=KV, help="format of cached keys and values, per token and head")
+    parser.add_argument("--max-kl", type=float, metavar="X", help="keep the most sensitive layers wide until KL ≤ X")
+    parser.add_argument("--calibration", metavar="FILE", help="text to calibrate on (the bundled one)")
+    parser.add_argument("--calibration-tokens", type=int, metavar="N", help="how much of it")
+    parser.add_argument("--method", choices=METHODS, default="auto", help="the way onto the formats")
     parser.add_argument(
         "--keep",
         action="append",
@@ -93,7 +99,7 @@ def engine_folder(args: argparse.Namespace, out: Output, running: tuple[str, ...
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Build and print."""
-    built = build(args.checkpoint, args.out, progress=out.progress, **build_options(args))
+    built = build(args.checkpoint, args.out, progress=out.progress, said=out.sentence, **build_options(args))
     evidence = built.manifest.evidence
     choices: list[Mapping[str, Any]] = evidence["choices"]
     if choices:

@@ -9,20 +9,12 @@ fp8    a byte each, e4m3
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-FORMATS = ("int8", "int4", "fp8")
-PER_BYTE = {"int8": 1, "int4": 2, "fp8": 1}
+import torch
+from torch import Tensor
 
 
 def unpacked(packed: Tensor, form: str, signed: bool = True) -> Tensor:
     """Bytes [out, packed] as codes [out, in]: int8, or e4m3 for fp8. `signed` is about int4 alone."""
-    import torch
-
     if form == "fp8":
         return packed.view(torch.float8_e4m3fn)
     if form == "int8":
@@ -33,8 +25,6 @@ def unpacked(packed: Tensor, form: str, signed: bool = True) -> Tensor:
 
 def decoded(packed: Tensor, scales: Tensor, zeros: Tensor | None, form: str, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] that is meant: computed in fp32 (fp64 where that is asked for) and rounded once."""
-    import torch
-
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     steps = unpacked(packed, form, zeros is None).to(wide)
     grouped = steps.view(len(steps), scales.shape[1], -1)

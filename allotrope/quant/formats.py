@@ -114,6 +114,28 @@ class Format:
         return f"{self.name} {lie}" + ("" if self.symmetric else ", asymmetric")
 
 
+@dataclass(frozen=True)
+class Store:
+    """A weight kept as a 16-bit float, and widened to be computed with."""
+
+    name: Literal["fp16", "bf16"]
+
+    @property
+    def bits(self) -> int:
+        """Of one weight."""
+        return 16
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """What a weight of this shape takes."""
+        return 2 * shape[0] * shape[1]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+STORES = (Store("fp16"), Store("bf16"))
+
+
 def parse_format(name: str, group_size: int | None = None, symmetric: bool | None = None) -> Format:
     """A format as users say it; what they leave open is int4's groups of 32, and symmetric."""
     known: Mapping[str, Name] = {name: name for name in NAMES}

@@ -10,8 +10,10 @@ import torch
 
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Plan
+from allotrope.errors import UsageError
 from allotrope.models.dtypes import cast
 from allotrope.models.model import Model
+from allotrope.quant.formats import Format
 from allotrope.quant.narrowed import Gathered, Narrowed
 from allotrope.quant.policy import Policy, linears
 from allotrope.quant.rounding import round_to_nearest
@@ -20,15 +22,21 @@ from allotrope.quant.rounding import round_to_nearest
 def narrow(
     model: Model, plan: Plan, policy: Policy, folder: Path, *, device: str, advance: Callable[[], None] = lambda: None
 ) -> Narrowed:
-    """The model by the policy, every code the nearest. `folder` keeps the codes until they are packed."""
-    began, gathered, formats = time.perf_counter(), Gathered(folder), policy.narrow
+    """The model by the policy. `folder` keeps the codes until they are packed."""
+    if policy.method != "nearest":
+        raise UsageError(f"--method {policy.method} needs calibration, which is not there yet")
+    began, gathered = time.perf_counter(), Gathered(folder)
     for call in linears(plan):
-        if call.path in formats:
-            weight = wide_weight(model, plans.name(call.ins["weight"]), device)
-            gathered.add(call.path, weight, round_to_nearest(weight, formats[call.path], call.path))
-            advance()
-    seconds = round(time.perf_counter() - began, 3)
-    return gathered.finish(plan, policy, {"method": "nearest", "seconds": seconds})
+        form = policy.formats[call.path]
+        if form is None:
+            continue
+        weight = wide_weight(model, plans.name(call.ins["weight"]), device)
+        if isinstance(form, Format):
+            gathered.add(call.path, weight, round_to_nearest(weight, form, call.path))
+        else:
+            gathered.add_store(call.path, weight, form)
+        advance()
+    return gathered.finish(plan, policy, {"seconds": round(time.perf_counter() - began, 3)})
 
 
 def wide_weight(model: Model, slot: str, device: str) -> torch.Tensor:

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from allotrope.artifact.plan import Plan
+from allotrope.errors import NumericalError
 from allotrope.ops.packing import RawArray
-from allotrope.quant.formats import Quantised, pack
+from allotrope.quant.formats import Quantised, Store, pack
 from allotrope.quant.policy import Policy
-from allotrope.quant.report import WeightError, measure, total
+from allotrope.quant.report import WeightError, measure, measure_store, total
 from allotrope.quant.rewrite import rewrite
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,22 @@ class Gathered:
             self._put(f"{path}.zeros", quantised.zeros)
         self._errors.append(measure(path, weight, quantised))
 
+    def add_store(self, path: str, weight: torch.Tensor, store: Store) -> None:
+        """A weight that the Packer rounds to 16 bits: only its error is taken down."""
+        stored = weight.to(_DTYPES[store.name])
+        if not bool(stored.isfinite().all()):
+            found = "holds NaN or infinity" if not bool(weight.isfinite().all()) else f"does not fit {store}"
+            raise NumericalError(f"the weight {found}", where=path, remedy=f"add --keep '{path}=wide'")
+        self._errors.append(measure_store(path, weight, stored, store))
+
     def fold(self, slot: str, values: torch.Tensor) -> None:
         """A wide weight that is no longer the checkpoint's."""
         self._put(slot, values.float())
 
     def finish(self, plan: Plan, policy: Policy, facts: Mapping[str, Any]) -> Narrowed:
         """All of it, over the plan that reads it."""
-        found = {"policy": policy.to_json(), **facts}
-        return Narrowed(rewrite(plan, policy.narrow), self._arrays, tuple(self._errors), found)
+        found = {"method": policy.method, "policy": policy.to_json(), **facts}
+        return Narrowed(rewrite(plan, policy), self._arrays, tuple(self._errors), found)
 
     def _put(self, slot: str, tensor: torch.Tensor) -> None:
         path = self._folder / f"{slot}.npy"

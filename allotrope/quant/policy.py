@@ -6,24 +6,32 @@ the embedding) stays wide unless an exception names it: the last pattern that ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan
 from allotrope.errors import UsageError
-from allotrope.quant.formats import GROUPS, NAMES, Format, parse_format
+from allotrope.quant.formats import GROUPS, NAMES, STORES, Format, Store, parse_format
 
+Form = Format | Store | None
+"""None: as wide as the compute dtype."""
 WIDE = "wide"
+_ACTIVATIONS = ("int8", "fp8")
+_METHODS = ("auto", "nearest", "gptq", "awq")
+_STORES = {store.name: store for store in STORES}
 
 
 @dataclass(frozen=True)
-class Keep:
-    """`PATTERN=FORMAT`: what `--keep` says."""
+class Exemption:
+    """`PATTERN=FORMAT`, as `--keep` takes it. `word` is the format's, for what only a plan can tell."""
 
     pattern: str
-    form: Format | None  # None: as wide as the compute dtype
+    word: str
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -33,79 +41,157 @@ class Wanted:
     weights: str | None = None
     group_size: int | None = None
     asymmetric: bool = False
+    activations: str | None = None
+    method: str = "auto"
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        form, exceptions = self.form, self.exceptions
-        named = [form, *(exception.form for exception in exceptions)]
-        for option, given in (("--group-size", self.group_size is not None), ("--asymmetric", self.asymmetric)):
-            if given and not any(one is not None and one.name == "int4" for one in named) and form is None:
-                raise UsageError(f"{option} says how weights are stored, and they stay wide", remedy="add --weights")
+        named = [one for one in (self.form, *(kept.form for kept in self.exemptions)) if one is not None]
+        names = {one.name for one in named}
+        if self.group_size is not None and not names & {"int8", "int4"}:
+            problem = f"--group-size is {self.group_size}, but no weights are to be int8 or int4"
+            raise UsageError(problem, remedy="add --weights int4")
+        if self.asymmetric and "int4" not in names:
+            raise UsageError("--asymmetric is for int4, and no weights are to be int4", remedy="add --weights int4")
+        _one_of("--method", self.method, _METHODS)
+        if self.method != "auto" and not any(isinstance(one, Format) for one in named):
+            problem = f"--method is {self.method}, but no weights are to be quantised"
+            raise UsageError(problem, remedy=f"add --weights {', '.join(NAMES)}")
+        self._check_activations()
+
+    def _check_activations(self) -> None:
+        if self.activations is None:
+            return
+        _one_of("--activations", self.activations, _ACTIVATIONS)
+        if self.weights != self.activations:
+            given = f"--weights is {self.weights}" if self.weights else "weights stay wide"
+            problem = f"--activations is {self.activations}, and {given}; both must be the same"
+            raise UsageError(problem, remedy=f"add --weights {self.activations}")
+        if self.group_size is not None:
+            problem = f"--activations is {self.activations}, and its products need one scale per row of weights"
+            raise UsageError(problem, remedy="leave --group-size out")
 
     @property
-    def form(self) -> Format | None:
+    def form(self) -> Form:
         """Of the blocks' linear layers."""
         if self.weights is None:
             return None
-        return parse_format(self.weights, self.group_size, not self.asymmetric)
+        if self.weights in _STORES:
+            return _STORES[self.weights]
+        _one_of("--weights", self.weights, (*NAMES, *_STORES))
+        return parse_format(self.weights, self.group_size, not (self.asymmetric and self.weights == "int4"))
 
     @property
-    def exceptions(self) -> tuple[Keep, ...]:
+    def exemptions(self) -> tuple[Exemption, ...]:
         """In the order given; the last that matches wins."""
-        return tuple(self._exception(text) for text in self.keep)
+        return tuple(self._exemption(text) for text in self.keep)
 
-    def _exception(self, text: str) -> Keep:
+    def _exemption(self, text: str) -> Exemption:
         pattern, equals, word = text.rpartition("=")
         if not equals or not pattern:
             raise UsageError(f"--keep is {text!r}", remedy="give PATTERN=FORMAT, as in 'blocks.0.*=wide'")
-        if word == WIDE:
-            return Keep(pattern, None)
+        if word in (WIDE, "fp32"):
+            return Exemption(pattern, word, None)
+        if word in _STORES:
+            return Exemption(pattern, word, _STORES[word])
         name, colon, size = word.partition(":")
         if name not in NAMES or (colon and size not in map(str, GROUPS)):
-            words = f"{WIDE}, {', '.join(NAMES)}, or int4:64 for groups"
-            raise UsageError(f"--keep is {text!r}; {word!r} is no format", remedy=f"formats are {words}")
+            words = f"{WIDE}, fp32, {', '.join(_STORES)}, {', '.join(NAMES)}, or as int4:64 with a group size"
+            raise UsageError(f"--keep is {text!r}: {word!r} is no format", remedy=f"formats are {words}")
         group = int(size) if colon else self.group_size if name == "int4" and self.weights == "int4" else None
-        return Keep(pattern, parse_format(name, group, not (self.asymmetric and name == "int4")))
+        return Exemption(pattern, word, parse_format(name, group, not (self.asymmetric and name == "int4")))
+
+
+def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise UsageError(f"{option} is {given!r}", remedy=f"choose {', '.join(known)}")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """For every linear layer by its path: its format, or None where it stays wide."""
+    """For every linear layer by its path how it is stored; `method` is the way onto the formats."""
 
-    formats: Mapping[str, Format | None]
+    formats: Mapping[str, Form]
+    method: str = "nearest"
+    activations: str | None = None
 
     @property
     def narrow(self) -> Mapping[str, Format]:
-        """Those that do not stay wide."""
-        return {path: form for path, form in self.formats.items() if form is not None}
+        """Those whose weights become codes."""
+        return {path: form for path, form in self.formats.items() if isinstance(form, Format)}
+
+    @property
+    def stored(self) -> Mapping[str, Store]:
+        """Those whose weights are kept in 16 bits."""
+        return {path: form for path, form in self.formats.items() if isinstance(form, Store)}
+
+    def product(self, path: str) -> str | None:
+        """The format of a layer's activations; None where they stay wide: they meet codes of their own kind."""
+        form = self.formats[path]
+        meets = isinstance(form, Format) and form.group is None and form.name == self.activations
+        return self.activations if meets else None
+
+    def words(self, path: str) -> str:
+        """How a layer's weights, and perhaps activations, are stored."""
+        form, product = self.formats[path], self.product(path)
+        return (WIDE if form is None else str(form)) + (f", activations {product} per token" if product else "")
+
+    def lines(self) -> Iterator[str]:
+        """The policy for people; blocks that are alike share a line."""
+
+        def place(path: str) -> tuple[str, str]:
+            block = re.match(r"blocks\.(\d+)\.", path)
+            return (block[1], path[block.end() :]) if block else ("", path)
+
+        blocks: dict[str, dict[str, str]] = {}
+        for path in self.formats:
+            block, rest = place(path)
+            blocks.setdefault(block, {})[rest] = self.words(path)
+        outside = blocks.pop("", {})
+        for alike, run in groupby(blocks, key=lambda block: blocks[block]):
+            numbers = list(run)
+            name = f"blocks.{numbers[0]}" + (f" … {numbers[-1]}" if len(numbers) > 1 else "")
+            yield f"{name}: {_shared(alike)}"
+        if outside:
+            yield f"outside of blocks: {_shared(outside)}"
 
     def to_json(self) -> dict[str, str]:
-        """Format by path, in words."""
-        return {path: WIDE if form is None else str(form) for path, form in self.formats.items()}
+        """How each layer is stored, in words."""
+        return {path: self.words(path) for path in self.formats}
+
+
+def _shared(words: Mapping[str, str]) -> str:
+    """`int4 …`, or `q, k int8 …; v wide`."""
+    by_word: dict[str, list[str]] = {}
+    for name, word in words.items():
+        by_word.setdefault(word, []).append(name)
+    if len(by_word) == 1:
+        return next(iter(by_word))
+    return "; ".join(f"{', '.join(names)} {word}" for word, names in by_word.items())
 
 
 def policy(plan: Plan, wanted: Wanted) -> Policy:
-    """The format of each linear layer; what cannot be is a UsageError that names the layer."""
+    """How each linear layer is stored; what cannot be is a UsageError that names the layer."""
     calls = list(linears(plan))
-    formats: dict[str, Format | None] = {
-        call.path: wanted.form if call.path.startswith("blocks.") else None for call in calls
-    }
-    for exception in wanted.exceptions:
-        matched = [path for path in formats if fnmatchcase(path, exception.pattern)]
+    _check_store(wanted.weights or WIDE, "--weights", plan.dtype)
+    inside = None if wanted.weights == plan.dtype else wanted.form
+    formats: dict[str, Form] = {call.path: inside if call.path.startswith("blocks.") else None for call in calls}
+    for exemption in wanted.exemptions:
+        _check_store(exemption.word, f"--keep {exemption.pattern!r}", plan.dtype)
+        matched = [path for path in formats if fnmatchcase(path, exemption.pattern)]
         if not matched:
-            problem = f"--keep {exception.pattern!r} matches no linear layer"
-            raise UsageError(problem, remedy=f"paths are like {_some(list(formats))}")
-        formats |= dict.fromkeys(matched, exception.form)
+            problem = f"--keep {exemption.pattern!r} matches no linear layer"
+            raise UsageError(problem, remedy=f"layers are {_some(list(formats))}")
+        formats |= dict.fromkeys(matched, None if exemption.word == plan.dtype else exemption.form)
     readers = [slot for call in plan.calls for slot in call.ins.values()]
     for call in calls:
         form = formats[call.path]
-        if form is None:
-            continue
-        if readers.count(call.ins["weight"]) > 1:
-            problem = "its weight is the embedding's, too (tied), and an embedding stays wide"
-            raise UsageError(problem, where=call.path, remedy="name blocks.* alone")
-        form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
-    return Policy(formats)
+        if form is not None and readers.count(call.ins["weight"]) > 1:
+            problem = f"its weight is the embedding's, too, which stays wide; it cannot be {form}"
+            raise UsageError(problem, where=call.path, remedy="let the pattern begin with blocks")
+        if isinstance(form, Format):
+            form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
+    return Policy(formats, "nearest", wanted.activations)
 
 
 def linears(plan: Plan) -> Iterator[Call]:
@@ -113,5 +199,13 @@ def linears(plan: Plan) -> Iterator[Call]:
     return (call for call in plan.calls if call.op == "linear")
 
 
+def _check_store(word: str, option: str, dtype: str) -> None:
+    """A float store is the compute dtype, or 16 bits of fp32: anything else would round once more, or widen in vain."""
+    if word == dtype or word not in ("fp32", *_STORES) or (dtype == "fp32" and word in _STORES):
+        return
+    problem = f"{option} is {word}, but the engine computes in {dtype}"
+    raise UsageError(problem, remedy=f"add --dtype {'fp32' if word == 'fp32' else f'{word}, or --dtype fp32'}")
+
+
 def _some(paths: list[str]) -> str:
-    return ", ".join([*paths[:2], *paths[-1:]])
+    return ", ".join([*paths[:2], "…", *paths[-2:]] if len(paths) > 4 else paths)

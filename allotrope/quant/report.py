@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from allotrope.errors import UsageError
-from allotrope.quant.formats import Quantised, dequantise
+from allotrope.quant.formats import Format, Quantised, Store, dequantise
 from allotrope.quant.rounding import blocks_of_rows
 
 OUTLIER = 6.0  # times the median column's largest magnitude: what stands out this far sets its group's step
@@ -81,11 +81,27 @@ def measure(path: str, weight: torch.Tensor, quantised: Quantised) -> WeightErro
     """The error of what stands in for a weight [out, in], in fp64, a few rows at a time."""
     if tuple(weight.shape) != quantised.shape:
         raise UsageError(f"its shape is {tuple(weight.shape)}; what stands for it is {quantised.shape}", where=path)
+
+    def stands(start: int, count: int) -> torch.Tensor:
+        return dequantise(_rows(quantised, start, count), torch.float64)
+
+    return _measured(path, weight, stands, quantised.format)
+
+
+def measure_store(path: str, weight: torch.Tensor, stored: torch.Tensor, store: Store) -> WeightError:
+    """The error of a weight [out, in] kept in 16 bits."""
+    return _measured(path, weight, lambda start, count: stored[start : start + count].double(), store)
+
+
+def _measured(
+    path: str, weight: torch.Tensor, stands: Callable[[int, int], torch.Tensor], form: Format | Store
+) -> WeightError:
+    """`stands(start, count)` gives rows of what stands for the weight, in fp64."""
     signal = noise = together = again = worst = 0.0
     peaks = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     start = 0
     for rows in blocks_of_rows(weight):
-        right, found = rows.double(), dequantise(_rows(quantised, start, len(rows)), torch.float64)
+        right, found = rows.double(), stands(start, len(rows))
         error = found - right
         signal += float(right.square().sum())
         noise += float(error.square().sum())
@@ -98,9 +114,9 @@ def measure(path: str, weight: torch.Tensor, quantised: Quantised) -> WeightErro
     cosine = together / length if length else float(signal == again)
     return WeightError(
         path=path,
-        format=str(quantised.format),
+        format=str(form),
         weights=weight.numel(),
-        nbytes=quantised.format.nbytes(weight.shape),
+        nbytes=form.nbytes(weight.shape),
         signal=signal,
         noise=noise,
         cosine=min(1.0, cosine),

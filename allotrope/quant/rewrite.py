@@ -1,4 +1,8 @@
-"""The plan with narrow weights: linear(x, w) becomes linear_codes(x, codes, scales, zeros), and no more changes."""
+"""The plan over narrow weights. Every call keeps its path, inputs and outputs, and nothing else changes.
+
+linear(x, weight)  →  linear_codes(x, codes, scales, zeros)      where the policy has codes
+                   →  linear_stored(x, weight)                   where it has 16 bits
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,33 @@ from dataclasses import replace
 
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan, Weight
+from allotrope.ops.contract import Scalar
 from allotrope.quant.formats import Format
+from allotrope.quant.policy import Policy
 
 
-def rewrite(plan: Plan, formats: Mapping[str, Format]) -> Plan:
-    """The plan in which the linear calls at these paths read codes; the slots of their weights are gone."""
+def rewrite(plan: Plan, policy: Policy) -> Plan:
+    """The plan that reads what the policy stores. Slots of weights that became codes are gone."""
+    narrow, stored = policy.narrow, policy.stored
     weights, calls = dict(plan.weights), list[Call]()
     for call in plan.calls:
-        form = formats.get(call.path)
-        if form is None:
+        if call.path in narrow:
+            slot = plans.name(call.ins["weight"])
+            form, shape = narrow[call.path], plan.weights[slot].parts[0][1]
+            codes = {f"{call.path}.{part}": weight for part, weight in codes_of(call.path, form, shape)}
+            weights = _in_place_of(slot, codes, weights)
+            calls.append(_coded(call, codes, form, policy.product(call.path)))
+        elif call.path in stored:
+            slot, store = plans.name(call.ins["weight"]), stored[call.path].name
+            weights[slot] = replace(weights[slot], dtype=store)
+            calls.append(replace(call, op="linear_stored", params={"store": store}))
+        else:
             calls.append(call)
-            continue
-        slot = plans.name(call.ins["weight"])
-        shape = plan.weights[slot].parts[0][1]
-        narrow = {f"{call.path}.{part}": weight for part, weight in _weights(call.path, form, shape)}
-        weights = _in_place_of(slot, narrow, weights)
-        ins = {"x": call.ins["x"]} | {name.rpartition(".")[2]: f"w:{name}" for name in narrow}
-        if "bias" in call.ins:
-            ins["bias"] = call.ins["bias"]
-        calls.append(replace(call, op="linear_codes", ins=ins, params={"format": form.name}))
     return replace(plan, calls=tuple(calls), weights=weights)
 
 
-def _weights(path: str, form: Format, shape: tuple[int, ...]) -> Iterator[tuple[str, Weight]]:
-    """What stands for a weight [out, in]: operand and weight."""
+def codes_of(path: str, form: Format, shape: tuple[int, ...]) -> Iterator[tuple[str, Weight]]:
+    """What stands for the weight [out, in] of the layer at `path`: operands of linear_codes and weights of a plan."""
     out, width = shape
 
     def weight(part: str, columns: int, dtype: str) -> tuple[str, Weight]:
@@ -42,9 +49,18 @@ def _weights(path: str, form: Format, shape: tuple[int, ...]) -> Iterator[tuple[
         yield weight("zeros", form.groups(width), "uint8")
 
 
-def _in_place_of(slot: str, narrow: Mapping[str, Weight], weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The weights in their order, with `narrow` where `slot` was."""
+def _coded(call: Call, codes: Mapping[str, Weight], form: Format, activations: str | None) -> Call:
+    params: dict[str, Scalar] = {"format": form.name}
+    if activations is not None:
+        params["activations"] = activations
+    ins = {"x": call.ins["x"]} | {name.rpartition(".")[2]: f"w:{name}" for name in codes}
+    bias = {"bias": call.ins["bias"]} if "bias" in call.ins else {}
+    return replace(call, op="linear_codes", ins=ins | bias, params=params)
+
+
+def _in_place_of(slot: str, codes: Mapping[str, Weight], weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The weights in their order, with `codes` where `slot` was."""
     found: dict[str, Weight] = {}
     for name, weight in weights.items():
-        found |= narrow if name == slot else {name: weight}
+        found |= codes if name == slot else {name: weight}
     return found

@@ -67,11 +67,12 @@ class _Scratch:
         """An uninitialised matrix."""
         size = rows * width * self._dtype.itemsize
         piece = self._workspace[self._used : self._used + size].view(self._dtype).view(rows, width)
-        self._used += _aligned(size)
+        self._used += aligned(size)
         return piece
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """`size` up to where the workspace's next part may begin."""
     return -(-size // LINE) * LINE
 
 
@@ -115,8 +116,8 @@ class Tiles:
     def workspace(self, problem: Problem, device: Device) -> int:
         """A tile in, a tile out, and a narrow weight filled up."""
         into, out, size = problem.axes["in"], problem.axes["out"], ELEMENT_BYTES[problem.dtype]
-        total = _aligned(self.rows * into * size) + _aligned(self.rows * max(out, NARROW) * size)
-        return total + (_aligned(NARROW * into * size) + _aligned(NARROW * size) if out < NARROW else 0)
+        total = aligned(self.rows * into * size) + aligned(self.rows * max(out, NARROW) * size)
+        return total + (aligned(NARROW * into * size) + aligned(NARROW * size) if out < NARROW else 0)
 
     def run(
         self,
@@ -199,7 +200,7 @@ class Flipped:
     def workspace(self, problem: Problem, device: Device) -> int:
         """The rows, filled up, and the result before it is laid down."""
         columns = max(self.least, min(problem.axes["rows"], self.most or problem.axes["rows"]))
-        return _aligned(4 * columns * problem.axes["in"]) + _aligned(4 * columns * problem.axes["out"])
+        return aligned(4 * columns * problem.axes["in"]) + aligned(4 * columns * problem.axes["out"])
 
     def run(
         self,

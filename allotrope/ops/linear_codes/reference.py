@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from allotrope.ops import inputs
-from allotrope.ops.codes import PER_BYTE, decoded
+from allotrope.ops.codes import decoded
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.linear import reference as linear
+from allotrope.ops.linear_codes import PER_BYTE
 
 
 def reference(ins: Mapping[str, Tensor], params: Mapping[str, Scalar]) -> dict[str, Tensor]:

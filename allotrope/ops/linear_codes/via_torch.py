@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from allotrope.hw.device import Device
-from allotrope.ops.codes import FORMATS, PER_BYTE, decoded
+from allotrope.ops.codes import decoded
 from allotrope.ops.contract import ELEMENT_BYTES, Array, Problem, Scalar
 from allotrope.ops.linear import via_torch as linear
+from allotrope.ops.linear_codes import FORMATS, PER_BYTE
 from allotrope.ops.tactic import Tactic
 
 _LINE = 64  # bytes: what a workspace's parts are aligned to
