@@ -22,7 +22,7 @@ from allotrope.artifact.writer import EngineWriter, writing
 from allotrope.build import compiling, select
 from allotrope.build.check_whole import check_whole
 from allotrope.build.memory import Peak
-from allotrope.build.options import BuildOptions, check_parts
+from allotrope.build.options import BuildOptions, check_parts, compute_dtype
 from allotrope.build.pieces import Packer, check_values, drop_zero_biases
 from allotrope.build.select import Selection
 from allotrope.build.tasks import tasks
@@ -93,7 +93,7 @@ def build(
     options = options.settled(device.kind)
     with writing(Path(out)) as writer, _threads(options) as threads:
         settle_torch(None)
-        dtype = _dtype(model, options, device)
+        dtype = compute_dtype(options.dtype, model.dtypes[0], device.kind)
         with progress(len(model.sources), "reading weights") as shown:
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
@@ -130,13 +130,6 @@ def seeded(ref: str, options: BuildOptions) -> str:
     """`random:SHAPE` with the seed asked for, unless it names one itself."""
     plain = ref.startswith(RANDOM) and "@" not in ref and options.seed
     return f"{ref}@{options.seed}" if plain else ref
-
-
-def _dtype(model: Model, options: BuildOptions, device: Device) -> str:
-    if options.dtype != "auto":
-        return options.dtype
-    stored = model.dtypes[0]
-    return stored if device.kind == "cuda" and stored in ("fp16", "bf16") else "fp32"
 
 
 def _limits(plan: Plan, options: BuildOptions) -> Mapping[str, int]:

@@ -100,6 +100,13 @@ class BuildOptions:
         return {**asdict(self), "without": list(self.without), "keep": list(self.keep)}
 
 
+def compute_dtype(asked: str, stored: str, kind: str) -> str:
+    """The dtype to compute in on a kind of device, given what a checkpoint's weights are stored in."""
+    if asked != "auto":
+        return asked
+    return stored if kind == "cuda" and stored in ("fp16", "bf16") else "fp32"
+
+
 def check_parts(parts: tuple[str, ...]) -> None:
     """A UsageError that lists what there is, unless every part names a fusion or a tactic."""
     from allotrope.ops import registry

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.build import build
-from allotrope.build.options import ACTIVATIONS, DTYPES, KV, METHODS, PLANS, TUNE, WEIGHTS, BuildOptions
+from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
+from allotrope.commands.formats import add_formats, print_errors
 from allotrope.commands.output import Output, time_text
 from allotrope.units import bytes_text
 
@@ -55,28 +56,6 @@ def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument("--allow-nan", action="store_true", help="warn of NaN weights instead of refusing them")
 
 
-def add_formats(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Declare in which formats weights may be stored."""
-    parser.add_argument("--weights", choices=WEIGHTS, help="format of the blocks' linear layers (as wide as --dtype)")
-    parser.add_argument(
-        "--group-size", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (int4: 32)"
-    )
-    parser.add_argument("--asymmetric", action="store_true", help="int4 with zeros: each group's ends are met")
-    parser.add_argument("--activations", choices=ACTIVATIONS, help="format of what these layers read, per token")
-    parser.add_argument("--kv", choices=KV, help="format of cached keys and values, per token and head")
-    parser.add_argument("--max-kl", type=float, metavar="X", help="keep the most sensitive layers wide until KL ≤ X")
-    parser.add_argument("--calibration", metavar="FILE", help="text to calibrate on (the bundled one)")
-    parser.add_argument("--calibration-tokens", type=int, metavar="N", help="how much of it")
-    parser.add_argument("--method", choices=METHODS, default="auto", help="the way onto the formats")
-    parser.add_argument(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="PATTERN=FORMAT",
-        help="exceptions, the last that matches wins: 'blocks.0.*=wide', '*.down=int8'",
-    )
-
-
 def build_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options given, by the names of `BuildOptions`."""
     given = {name: getattr(args, name) for name in BuildOptions.__dataclass_fields__ if hasattr(args, name)}
@@ -101,6 +80,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Build and print."""
     built = build(args.checkpoint, args.out, progress=out.progress, said=out.sentence, **build_options(args))
     evidence = built.manifest.evidence
+    print_errors(evidence["quantisation"], out)
     choices: list[Mapping[str, Any]] = evidence["choices"]
     if choices:
         _print_choices(choices, out)
@@ -123,6 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "engine": str(built.path),
             "seconds": built.seconds,
             "choices": choices,
+            "quantisation": evidence["quantisation"],
             "peak_memory_bytes": built.peak_memory_bytes,
             "fusions": evidence["fusions"],
             "batch_variance": evidence["batch_variance"],

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import argparse
 
+from allotrope.build.options import compute_dtype
+from allotrope.commands.formats import add_weight_formats
 from allotrope.commands.output import Output, count_text, time_text
+from allotrope.errors import UsageError
 from allotrope.hw import detect, peaks
 from allotrope.hw.peaks import Ceilings
-from allotrope.models.inspect import Inspection, describe, inspect
-from allotrope.models.model import open_model
+from allotrope.models.inspect import NARROW_KV, Inspection, Narrow, describe, inspect
+from allotrope.models.model import Model, open_model
 from allotrope.units import bytes_text
 
 HELP = "What a checkpoint is, its bytes, and the fastest that it could run here."
+_FORMATS = ("int8", "int4", "fp8")
 _DTYPES = ("fp32", "fp16", "bf16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("ckpt", metavar="CKPT", help="a folder in Hugging Face layout, or random:SHAPE")
-    parser.add_argument("--weights", choices=_DTYPES, help="predict for weights of this dtype (as stored)")
-    parser.add_argument("--kv", choices=_DTYPES, help="predict for a KV cache of this dtype (as the weights)")
+    add_weight_formats(parser, (*_DTYPES, *_FORMATS), "predict for weights stored so (as they are)")
+    parser.add_argument(
+        "--kv", choices=(*_DTYPES, *NARROW_KV), help="predict for keys and values stored so (as the weights)"
+    )
     parser.add_argument("--max-len", type=int, metavar="N", help="tokens per sequence (the model's limit)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="sequences at once (1)")
     parser.add_argument("--allow-pickle", action="store_true", help="convert a .bin checkpoint, weights only")
@@ -30,18 +36,42 @@ def run(args: argparse.Namespace, out: Output) -> int:
     model = open_model(args.ckpt, allow_pickle=args.allow_pickle)
     device = detect.detect(args.device)
     ceilings = peaks.load(device)
+    narrow = _narrow(args, model, device.kind)
     found = inspect(
         model,
         device,
         ceilings,
-        weights=args.weights,
+        weights=args.weights if narrow is None else compute_dtype("auto", model.dtypes[0], device.kind),
         kv=args.kv,
         max_len=args.max_len,
         max_batch=args.max_batch,
+        narrow=narrow,
     )
     _print(found, ceilings, out)
     out.result({**found.to_json(), "ceilings": None if ceilings is None else vars(ceilings)})
     return 0
+
+
+def _narrow(args: argparse.Namespace, model: Model, kind: str) -> Narrow | None:
+    """What `build` would store in few bits with these options; None for nothing."""
+    if args.weights not in _FORMATS and not (args.keep or args.group_size or args.asymmetric):
+        return None
+    if args.weights in _DTYPES:
+        problem = f"--weights {args.weights} is one dtype for all weights, and has no exceptions or groups"
+        raise UsageError(problem, remedy=f"predict for --weights {', '.join(_FORMATS)}")
+    from allotrope.artifact.plan import name
+    from allotrope.models.lower import lower
+    from allotrope.quant.policy import Wanted, linears, policy
+
+    plan = lower(model.recipe, compute_dtype("auto", model.dtypes[0], kind))
+    wanted = Wanted(args.weights, args.group_size, args.asymmetric, keep=tuple(args.keep))
+    chosen = policy(plan, wanted)
+    nbytes = {}
+    for call in linears(plan):
+        slot, form = name(call.ins["weight"]), chosen.formats[call.path]
+        if form is not None:
+            nbytes[slot] = form.nbytes(plan.weights[slot].parts[0][1])
+    return Narrow("; ".join(dict.fromkeys(map(str, filter(None, chosen.formats.values())))), nbytes)
 
 
 def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,17 @@ from allotrope.models.recipe import Attention, Recipe, slots
 
 BATCHES = (1, 8, 64)
 _LOOKED_UP = ("embed.weight", "embed.positions")  # a step reads single rows of these
+
+
+NARROW_KV = ("int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Weights that are stored in few bits: how, in words, and the bytes of each by its slot."""
+
+    words: str
+    nbytes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Inspection:
 
     model: Model
     device: Device
-    weights: str  # the dtypes that the prediction is for
+    weights: str  # the formats that the prediction is for, in words
     kv: str
     max_len: int
     max_batch: int
@@ -90,8 +101,12 @@ def inspect(
     kv: str | None = None,
     max_len: int | None = None,
     max_batch: int | None = None,
+    narrow: Narrow | None = None,
 ) -> Inspection:
-    """Inspect `model` as it would run on `device`; what is not given is as the checkpoint has it."""
+    """Inspect `model` as it would run on `device`; what is not given is as the checkpoint has it.
+
+    `weights` is the dtype of all weights but those that are `narrow`.
+    """
     recipe = model.recipe
     for name, value, limit in (("--max-len", max_len, recipe.max_len), ("--max-batch", max_batch, 65536)):
         if value is not None and not 1 <= value <= limit:
@@ -99,50 +114,67 @@ def inspect(
     weights = weights or model.dtypes[0]
     kv = kv or weights
     length = max_len or recipe.max_len
-    size, kv_size = DTYPES[weights].itemsize, DTYPES[kv].itemsize
     layers, kv_heads, head_dim = recipe.cache_shape
+    sizes = _Sizes(
+        weights,
+        {s: math.prod(shape) * DTYPES[weights].itemsize for s, shape in slots(recipe).items()}
+        | dict(narrow.nbytes if narrow else {}),
+        2 * _row_bytes(kv, kv_heads, head_dim),
+    )
     batches = [batch for batch in BATCHES if max_batch is None or batch < max_batch]
     if max_batch is not None:
         batches.append(max_batch)
     return Inspection(
         model=model,
         device=device,
-        weights=weights,
+        weights=f"{narrow.words}, the rest {weights}" if narrow else weights,
         kv=kv,
         max_len=length,
         max_batch=max_batch or 1,
-        weight_bytes=model.parameters * size,
-        kv_per_token=2 * layers * kv_heads * head_dim * kv_size,
-        floors=tuple(_floor(recipe, batch, length, (weights, size, kv_size), ceilings) for batch in batches),
+        weight_bytes=sum(sizes.weights.values()),
+        kv_per_token=layers * sizes.kv,
+        floors=tuple(_floor(recipe, batch, length, sizes, ceilings) for batch in batches),
     )
 
 
-def _floor(recipe: Recipe, batch: int, length: int, sizes: tuple[str, int, int], ceilings: Ceilings | None) -> Floor:
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes: of each slot's weight, and of a token's keys and values in one layer; `dtype` is what is computed in."""
+
+    dtype: str
+    weights: Mapping[str, int]
+    kv: int
+
+
+def _row_bytes(kv: str, kv_heads: int, head_dim: int) -> int:
+    """A token's keys in one layer; in few bits, codes filled up to whole words, and a scale per head."""
+    width = kv_heads * head_dim
+    return -(-width // 4) * 4 + 4 * kv_heads if kv in NARROW_KV else width * DTYPES[kv].itemsize
+
+
+def _floor(recipe: Recipe, batch: int, length: int, sizes: _Sizes, ceilings: Ceilings | None) -> Floor:
     """Each step reads every matrix once whatever the batch is, and each sequence's keys and values."""
-    dtype, size, kv_size = sizes
-    read, looked_up = _weights_read(recipe)
-    products = sum(math.prod(shape) for slot, shape in slots(recipe).items() if len(shape) == 2) - looked_up
+    tables = _tables(recipe)
+    read = sum(nbytes for slot, nbytes in sizes.weights.items() if slot not in tables)
+    products = sum(math.prod(s) for slot, s in slots(recipe).items() if len(s) == 2 and slot not in tables)
+    row = recipe.hidden * DTYPES[sizes.dtype].itemsize
 
     def step(context: int) -> tuple[int, float]:
         keys = sum(min(context, block.attention.window or context) for block in recipe.blocks)
         first = recipe.blocks[0].attention
-        kv_width, q_width = first.kv_heads * first.head_dim, first.heads * first.head_dim
-        moved = (read + batch * recipe.hidden) * size + batch * keys * 2 * kv_width * kv_size
-        return moved, 2.0 * batch * products + 4.0 * batch * keys * q_width
+        moved = read + batch * row + batch * keys * sizes.kv
+        return moved, 2.0 * batch * products + 4.0 * batch * keys * first.heads * first.head_dim
 
     (short, short_flops), (full, full_flops) = step(1), step(length)
     if ceilings is None:
         return Floor(batch, short, full, None, None)
-    times = [ceilings.floor_s(moved, flops, dtype) for moved, flops in ((short, short_flops), (full, full_flops))]
+    times = [ceilings.floor_s(moved, flops, sizes.dtype) for moved, flops in ((short, short_flops), (full, full_flops))]
     return Floor(batch, short, full, times[0], times[1])
 
 
-def _weights_read(recipe: Recipe) -> tuple[int, int]:
-    """How many weights a step reads whole, and how many lie in tables of which it reads rows only."""
-    sizes = {slot: math.prod(shape) for slot, shape in slots(recipe).items()}
-    rows_only = [slot for slot in _LOOKED_UP if slot in sizes and not (recipe.tied and slot == "embed.weight")]
-    looked_up = sum(sizes[slot] for slot in rows_only)
-    return sum(sizes.values()) - looked_up, looked_up
+def _tables(recipe: Recipe) -> set[str]:
+    """The slots of which a step reads single rows."""
+    return {slot for slot in _LOOKED_UP if not (recipe.tied and slot == "embed.weight")}
 
 
 def describe(recipe: Recipe) -> Iterator[tuple[str, str]]:

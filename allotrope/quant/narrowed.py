@@ -73,7 +73,7 @@ class Gathered:
 
     def finish(self, plan: Plan, policy: Policy, facts: Mapping[str, Any]) -> Narrowed:
         """All of it, over the plan that reads it."""
-        found = {"method": policy.method, "policy": policy.to_json(), **facts}
+        found = {"method": policy.method, "policy": policy.to_json(), "exceptions": dict(policy.reasons), **facts}
         return Narrowed(rewrite(plan, policy), self._arrays, tuple(self._errors), found)
 
     def _put(self, slot: str, tensor: torch.Tensor) -> None:

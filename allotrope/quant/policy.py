@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
 
@@ -114,6 +114,7 @@ class Policy:
     formats: Mapping[str, Form]
     method: str = "nearest"
     activations: str | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)  # why a layer is an exception
 
     @property
     def narrow(self) -> Mapping[str, Format]:
@@ -175,6 +176,7 @@ def policy(plan: Plan, wanted: Wanted) -> Policy:
     calls = list(linears(plan))
     _check_store(wanted.weights or WIDE, "--weights", plan.dtype)
     inside = None if wanted.weights == plan.dtype else wanted.form
+    reasons: dict[str, str] = {}
     formats: dict[str, Form] = {call.path: inside if call.path.startswith("blocks.") else None for call in calls}
     for exemption in wanted.exemptions:
         _check_store(exemption.word, f"--keep {exemption.pattern!r}", plan.dtype)
@@ -182,6 +184,7 @@ def policy(plan: Plan, wanted: Wanted) -> Policy:
         if not matched:
             problem = f"--keep {exemption.pattern!r} matches no linear layer"
             raise UsageError(problem, remedy=f"layers are {_some(list(formats))}")
+        reasons |= dict.fromkeys(matched, f"--keep '{exemption.pattern}={exemption.word}'")
         formats |= dict.fromkeys(matched, None if exemption.word == plan.dtype else exemption.form)
     readers = [slot for call in plan.calls for slot in call.ins.values()]
     for call in calls:
@@ -191,7 +194,7 @@ def policy(plan: Plan, wanted: Wanted) -> Policy:
             raise UsageError(problem, where=call.path, remedy="let the pattern begin with blocks")
         if isinstance(form, Format):
             form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
-    return Policy(formats, "nearest", wanted.activations)
+    return Policy(formats, "nearest", wanted.activations, reasons)
 
 
 def linears(plan: Plan) -> Iterator[Call]:
