@@ -14,24 +14,8 @@ from allotrope.models.quantised.awq import pack, unpack
 from allotrope.models.quantised.codes import Codes
 from allotrope.models.quantised.parts import Parts
 from allotrope.models.quantised.stored import Stored
-from tests.quantised_kit import Array, Grid, dequantised, grid, int32, means, reals, same, same_tensors
-
-# Of the eight outputs that share a word: the lowest bit of each
-LOWEST_BIT = {0: 0, 1: 16, 2: 4, 3: 20, 4: 8, 5: 24, 6: 12, 7: 28}
-
-
-def write(codes: Grid, zeros: Grid, scales: Array) -> dict[str, Array]:
-    """The tensors, from codes [out, in] and zeros [out, groups]: rows are inputs (groups), eight outputs to a word."""
-    outputs, inputs, groups = len(codes), len(codes[0]), len(zeros[0])
-    weight = [[0] * (outputs // 8) for _ in range(inputs)]
-    points = [[0] * (outputs // 8) for _ in range(groups)]
-    for o in range(outputs):
-        for i in range(inputs):
-            weight[i][o // 8] |= codes[o][i] << LOWEST_BIT[o % 8]
-        for g in range(groups):
-            points[g][o // 8] |= zeros[o][g] << LOWEST_BIT[o % 8]
-    return {"qweight": int32(weight), "qzeros": int32(points), "scales": scales.T.copy()}
-
+from tests.quantised_kit import Array, Grid, dequantised, grid, means, reals, same, same_tensors
+from tests.quantised_writers import awq as write
 
 CASES = [(8, 64, 32, "fp16"), (24, 128, 64, "fp16"), (16, 384, 128, "bf16"), (32, 36, -1, "fp16"), (8, 64, 64, "fp32")]
 

@@ -15,41 +15,10 @@ from allotrope.models.quantised.codes import Codes
 from allotrope.models.quantised.compressed import pack, unpack
 from allotrope.models.quantised.parts import Parts
 from allotrope.models.quantised.stored import Stored
-from tests.quantised_kit import Array, Grid, dequantised, grid, int32, means, reals, same, same_tensors, shuffled
+from tests.quantised_kit import Array, Grid, dequantised, grid, means, reals, same, same_tensors, shuffled
+from tests.quantised_writers import compressed as write
 
 CT = "compressed-tensors"
-
-
-def along_rows(values: Grid, bits: int) -> Grid:
-    """value + 2^(bits−1), n = 32 / bits of a row to a word: value k of a word in its bits k·bits and on."""
-    n, half = 32 // bits, 1 << bits - 1
-    words = [[0] * -(-len(row) // n) for row in values]
-    for r, row in enumerate(values):
-        for c, value in enumerate(row):
-            words[r][c // n] |= (value + half) << bits * (c % n)
-    return words
-
-
-def turned(values: Grid) -> Grid:
-    return [list(row) for row in zip(*values, strict=True)]
-
-
-def write(stored: Stored, codes: Grid, zeros: Grid, scales: Array, group_of: list[int]) -> dict[str, Array]:
-    """The tensors, from signed codes [out, in] and zeros [out, groups]."""
-    found: dict[str, Array] = {}
-    if stored.form == "pack-quantized":
-        found["weight_packed"] = int32(along_rows(codes, stored.bits))
-        found["weight_shape"] = np.array([len(codes), len(codes[0])], np.int64)
-        points = int32(turned(along_rows(turned(zeros), stored.bits)))
-    else:
-        found["weight"] = np.array(codes, np.uint8 if stored.floating else np.int8)
-        points = np.array(zeros, np.int8)
-    found["weight_scale"] = scales[0] if stored.per_tensor else scales
-    if not stored.symmetric:
-        found["weight_zero_point"] = points[0] if stored.per_tensor else points
-    if stored.desc_act:
-        found["weight_g_idx"] = np.array(group_of, np.int32)
-    return found
 
 
 CASES = [

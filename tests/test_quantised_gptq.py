@@ -14,27 +14,8 @@ from allotrope.models.quantised.codes import Codes
 from allotrope.models.quantised.gptq import pack, unpack
 from allotrope.models.quantised.parts import Parts
 from allotrope.models.quantised.stored import Stored
-from tests.quantised_kit import Array, Grid, dequantised, grid, int32, means, reals, same, same_tensors, shuffled
-
-
-def write(codes: Grid, zeros: Grid, scales: Array, group_of: list[int], bits: int, less: int) -> dict[str, Array]:
-    """The tensors, from unsigned codes [out, in] and zeros [out, groups].
-
-    qweight[r, o] has input r·n + k of output o in its bits k·bits and on; qzeros[g, c] has the zero point of output
-    c·n + k, less one in the first layout, in its bits k·bits and on; n = 32 / bits.
-    """
-    n, outputs, inputs, groups = 32 // bits, len(codes), len(codes[0]), len(zeros[0])
-    weight = [[0] * outputs for _ in range(inputs // n)]
-    for o in range(outputs):
-        for i in range(inputs):
-            weight[i // n][o] |= codes[o][i] << bits * (i % n)
-    points = [[0] * (outputs // n) for _ in range(groups)]
-    for g in range(groups):
-        for o in range(outputs):
-            points[g][o // n] |= (zeros[o][g] - less) << bits * (o % n)
-    index = np.array(group_of, np.int32)
-    return {"qweight": int32(weight), "qzeros": int32(points), "scales": scales.T.copy(), "g_idx": index}
-
+from tests.quantised_kit import Array, Grid, dequantised, grid, means, reals, same, same_tensors, shuffled
+from tests.quantised_writers import gptq as write
 
 CASES = [
     # outputs, inputs, group, bits, symmetric, act-order, layout's offset, scales

@@ -37,7 +37,7 @@ class Mapped:
 
 def map_weights(family: Family, recipe: Recipe, tensors: Mapping[str, TensorInfo], where: str) -> Mapped:
     """Fill every slot of `recipe` from `tensors`; every tensor must be used or known to hold no weights."""
-    prefix = _prefix(family, tensors)
+    prefix = find_prefix(family, tensors)
     canonical = family.prefixes[0]
 
     def actual(name: str) -> str:
@@ -82,7 +82,7 @@ def _embedding(family: Family, path: str) -> str:
     return next(f"{part.name}.weight" for part in family.outer if path in part.paths)
 
 
-def _prefix(family: Family, tensors: Mapping[str, TensorInfo]) -> str:
+def find_prefix(family: Family, tensors: Mapping[str, TensorInfo]) -> str:
     """The beginning that this checkpoint's names have: the one under which it has an embedding."""
     canonical = family.prefixes[0]
     stem = _embedding(family, "embed").removeprefix(canonical)

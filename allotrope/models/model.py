@@ -16,7 +16,10 @@ from allotrope.models.checkpoint import Checkpoint
 from allotrope.models.family import Family, Source, choose
 from allotrope.models.hfconfig import shown
 from allotrope.models.mapping import Mapped, map_weights
-from allotrope.models.quantised.config import refuse_quantised
+from allotrope.models.quantised import config as quantised
+from allotrope.models.quantised.codes import Codes
+from allotrope.models.quantised.stored import Stored
+from allotrope.models.quantised.wide import Widened, widen
 from allotrope.models.readers.open import open_checkpoint
 from allotrope.models.recipe import Recipe, slots
 
@@ -75,9 +78,9 @@ class Model:
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
-        """The dtypes that the weights are stored in, the commonest (by bytes) first."""
+        """The dtypes that the weights are stored in, the commonest (by bytes) first; codes have none."""
         total: dict[str, int] = {}
-        for name in {source.name for source in self.sources.values()}:
+        for name in {source.name for source in self.sources.values()} - self._matrices.keys():
             info = self.checkpoint.tensors[name]
             total[info.dtype] = total.get(info.dtype, 0) + info.nbytes
         return tuple(sorted(total, key=lambda dtype: -total[dtype]))
@@ -130,6 +133,28 @@ class Model:
         if source.rows is not None and not source.transposed:
             return self.checkpoint.read_rows(source.name, *source.rows), dtype
         return source.take(self.checkpoint.read(source.name)), dtype
+
+    @property
+    def stored_as(self) -> Stored | None:
+        """How the weights that are quantised already are stored; None: there are none."""
+        return self.checkpoint.stored_as if isinstance(self.checkpoint, Widened) else None
+
+    @cached_property
+    def quantised(self) -> tuple[str, ...]:
+        """The slots whose weights are codes; `read` gives what these stand for, in fp32."""
+        return tuple(slot for slot, source in self.sources.items() if source.name in self._matrices)
+
+    def codes(self, slot: str) -> Codes:
+        """The codes of a slot that is `quantised`: its rows of a fused module's."""
+        source = self.sources[slot]
+        if not isinstance(self.checkpoint, Widened) or source.name not in self._matrices:
+            raise KeyError(f"{slot} is not quantised")
+        whole = self.checkpoint.codes(source.name)
+        return whole if source.rows is None else whole.rows(*source.rows)
+
+    @property
+    def _matrices(self) -> Mapping[str, str]:
+        return self.checkpoint.matrices if isinstance(self.checkpoint, Widened) else {}
 
     @cached_property
     def originals(self) -> tuple[str, ...]:
@@ -191,7 +216,10 @@ def open_model(ref: str | Path, *, allow_pickle: bool = False, seed: int = 0) ->
     """Open a checkpoint and prove, from its headers alone, that it is a whole model of a known family."""
     checkpoint = open_checkpoint(ref, allow_pickle=allow_pickle, seed=seed)
     where = str(checkpoint.folder / "config.json") if checkpoint.folder else checkpoint.origin
-    refuse_quantised(checkpoint.config, checkpoint.folder, where)
+    stored = quantised.find(checkpoint.config, checkpoint.folder, where)
     family = choose(checkpoint.config, where)
-    recipe = family.recipe(family.values(checkpoint.config, where))
+    said = {key: value for key, value in checkpoint.config.items() if key != quantised.KEY}
+    recipe = family.recipe(family.values(said, where))
+    if stored is not None:
+        checkpoint = widen(checkpoint, stored, family, recipe)
     return Model(family, checkpoint, map_weights(family, recipe, checkpoint.tensors, checkpoint.origin))

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,11 @@ class Codes:
         if self.scales.dtype not in _SCALES:
             raise ValueError(f"scales are {self.scales.dtype}")
         return _SCALES[self.scales.dtype]
+
+    def rows(self, start: int, stop: int) -> Codes:
+        """Those of some outputs."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        return replace(self, codes=self.codes[start:stop], scales=self.scales[start:stop], zeros=zeros)
 
     def dequantised(self, dtype: str = "fp32") -> Array:
         """The matrix in fp32 or fp64; what is subtracted is exact, the product is rounded once, in that dtype."""

@@ -81,15 +81,6 @@ def parse(said: Any, where: str = "config.json", path: str = KEY) -> Stored:
     raise section.refuse("quant_method", method, "it must be 'gptq', 'awq' or 'compressed-tensors'")
 
 
-def refuse_quantised(config: Mapping[str, Any], folder: Path | None, where: str) -> None:
-    """An error for quantised weights: in the words of what is not supported, or, where all of it is, that the builder
-    does not take it yet."""
-    stored = find(config, folder, where)
-    if stored is not None:
-        problem = f"its weights are quantised already ({_told(stored)}), and building from such is not wired in yet"
-        raise CheckpointError(problem, where=where, remedy=REMEDY)
-
-
 def _told(stored: Stored) -> str:
     """All that a GPTQ config can say, in a few words."""
     extra = [word for word, said in (("act-order", stored.desc_act), ("zeros less one", stored.zero_offset)) if said]
