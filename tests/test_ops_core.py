@@ -42,6 +42,8 @@ PROBLEMS = [
     problem("add_positions", rows(1, 64, size=3), offset=0),
     problem("select_rows", rows(7, 33, tokens=12)),
     problem("select_rows", rows(1, 64, tokens=1)),
+    problem("reorder", rows(7, 33)),
+    problem("reorder", rows(1, 64)),
     problem("add", rows(7, 33)),
     problem("add", rows(1, 64)),
     *(problem("layernorm", rows(7, 33), present=BOTH[:n], eps=1e-5) for n in (0, 1, 2)),
@@ -98,6 +100,7 @@ ROWS = [
     problem("embed", rows(1, 19, vocab=37)),
     problem("add_positions", rows(1, 19, size=37), offset=2),
     problem("select_rows", rows(1, 33, tokens=12)),
+    problem("reorder", rows(1, 33)),
     problem("add", rows(1, 33)),
     problem("layernorm", rows(1, 65), present=BOTH, eps=1e-5),
     problem("layernorm", rows(1, 768), present=BOTH, eps=1e-5),
@@ -243,6 +246,7 @@ def test_moving_references() -> None:
     table = np.arange(20.0).reshape(5, 4)
     assert np.array_equal(_reference("embed", {"ids": [4, 0], "table": table}), table[[4, 0]])
     assert np.array_equal(_reference("select_rows", {"x": table, "index": [3, 3]}), table[[3, 3]])
+    assert np.array_equal(_reference("reorder", {"x": table, "order": [2, 0, 3, 1]}), table[:, [2, 0, 3, 1]])
     shifted = _reference("add_positions", {"x": X, "table": table, "positions": [0, 2]}, offset=2)
     assert np.array_equal(shifted, X + table[[2, 4]])
     assert np.array_equal(_reference("add", {"a": X, "b": X}), 2 * X)
@@ -271,6 +275,7 @@ def test_costs_count_each_byte_once() -> None:
     assert cost(of(linear(3, 10, 20), "bf16")) == (2 * (200 + 30 + 60), 3 * 400)
     assert cost(problem("embed", rows(3, 10, vocab=1000))) == (3 * (80 + 8), 0)
     assert cost(problem("select_rows", rows(3, 10, tokens=9), "fp16")) == (3 * (40 + 8), 0)
+    assert cost(problem("reorder", rows(3, 10), "fp16")) == (3 * 40 + 40, 0)
     assert cost(problem("add", rows(3, 10))) == (360, 30)
     assert cost(problem("add_positions", rows(3, 10, size=99), "fp16", offset=2)) == (3 * (60 + 8), 30)
     assert cost(problem("gated", rows(3, 10), kind="relu")) == (360, 60)
