@@ -26,6 +26,7 @@ STORED: dict[str, tuple[str, type[np.generic]]] = {  # dtype tag → safetensors
     "fp32": ("F32", np.float32),
     "fp16": ("F16", np.float16),
     "bf16": ("BF16", np.uint16),
+    "int32": ("I32", np.int32),
     "uint8": ("U8", np.uint8),  # codes of narrower formats, and what else is raw bytes
 }
 

@@ -37,6 +37,7 @@ from allotrope.models.checkpoint import RANDOM
 from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
 from allotrope.ops import kernels, registry
+from allotrope.quant.held import held
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
 from allotrope.quant.policy import Policy, Wanted, policy
@@ -98,8 +99,8 @@ def build(
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
-        chosen = policy(lowered, Wanted(**options.wanted))
-        if options.wanted:
+        chosen = policy(lowered, Wanted(**options.wanted), held(model, lowered))
+        if options.wanted or chosen.narrow:
             for line in chosen.lines():
                 said(line)
         narrowed = _narrow(model, lowered, chosen, device, writer.folder, progress)

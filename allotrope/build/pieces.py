@@ -54,7 +54,7 @@ class Packer:
 
 def _as(dtype: str, made: RawArray) -> RawArray:
     """What quantising made, as it is stored: codes as they are, floats rounded where they are wider."""
-    carriers = {"uint8": "uint8", "float16": "fp16", "float32": "fp32"}
+    carriers = {"uint8": "uint8", "int32": "int32", "float16": "fp16", "float32": "fp32"}
     tag = carriers[made.dtype.name]
     return made if tag == dtype else cast(made, tag, dtype)
 

@@ -4,7 +4,7 @@ A weight is [out, in] and `weight ≈ (code − zero) · scale`, with one scale 
 neighbours of a row:
 
     codes   [out, in]       int8: −127 … 127; int4: −8 … 7, asymmetric 0 … 15 (each in an int8); fp8: e4m3
-    scales  [out, groups]   fp32 per row, fp16 in groups
+    scales  [out, groups]   fp32 per row, fp16 in groups (fp32 of what others have quantised, if fp16 rounded them)
     zeros   [out, groups]   uint8, asymmetric only
 
 Scales are rounded to what is stored before any code is computed, so that a weight means the same everywhere.
@@ -38,6 +38,7 @@ class Format:
     name: Name
     group: int | None = None
     symmetric: bool = True
+    fp32_scales: bool = False  # in groups, too
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -75,7 +76,7 @@ class Format:
     @property
     def scale_dtype(self) -> torch.dtype:
         """Of the scales as stored: few may be wide, many not."""
-        return torch.float32 if self.group is None else torch.float16
+        return torch.float32 if self.group is None or self.fp32_scales else torch.float16
 
     def groups(self, width: int) -> int:
         """How many scales a row has."""
@@ -169,6 +170,11 @@ class Quantised:
     def shape(self) -> tuple[int, ...]:
         """[out, in]."""
         return tuple(self.codes.shape)
+
+    def to(self, device: str) -> Quantised:
+        """The same on a device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return Quantised(self.format, self.codes.to(device), self.scales.to(device), zeros)
 
 
 def dequantise(quantised: Quantised, dtype: torch.dtype) -> torch.Tensor:

@@ -14,24 +14,29 @@ from allotrope.errors import UsageError
 from allotrope.models.dtypes import cast
 from allotrope.models.model import Model
 from allotrope.quant.formats import Format
+from allotrope.quant.held import repack
 from allotrope.quant.narrowed import Gathered, Narrowed
-from allotrope.quant.policy import Policy, linears
+from allotrope.quant.policy import AS_STORED, Policy, linears
 from allotrope.quant.rounding import round_to_nearest
 
 
 def narrow(
     model: Model, plan: Plan, policy: Policy, folder: Path, *, device: str, advance: Callable[[], None] = lambda: None
 ) -> Narrowed:
-    """The model by the policy. `folder` keeps the codes until they are packed."""
-    if policy.method != "nearest":
+    """The model by the policy; what the checkpoint has in codes, as it is. `folder` keeps codes until they are packed."""
+    if policy.method not in ("nearest", AS_STORED):
         raise UsageError(f"--method {policy.method} needs calibration, which is not there yet")
     began, gathered = time.perf_counter(), Gathered(folder)
     for call in linears(plan):
         form = policy.formats[call.path]
         if form is None:
             continue
-        weight = wide_weight(model, plans.name(call.ins["weight"]), device)
-        if isinstance(form, Format):
+        slot = plans.name(call.ins["weight"])
+        weight = wide_weight(model, slot, device)
+        if isinstance(form, Format) and slot in model.quantised:
+            made, order = repack(model.codes(slot), form)
+            gathered.add(call.path, weight, made.to(device), order)
+        elif isinstance(form, Format):
             gathered.add(call.path, weight, round_to_nearest(weight, form, call.path))
         else:
             gathered.add_store(call.path, weight, form)

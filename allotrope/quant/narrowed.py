@@ -7,7 +7,7 @@ rounded twice: once for its error, and once to be written.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from allotrope.artifact.plan import Plan
 from allotrope.errors import NumericalError
 from allotrope.ops.packing import RawArray
-from allotrope.quant.formats import Quantised, Store, pack
+from allotrope.quant.formats import Format, Quantised, Store, pack
+from allotrope.quant.order import first_of_each, reorder
 from allotrope.quant.policy import Policy
 from allotrope.quant.report import WeightError, measure, measure_store, total
 from allotrope.quant.rewrite import rewrite
@@ -50,9 +51,18 @@ class Gathered:
         self._folder = folder
         self._arrays: dict[str, Callable[[], RawArray]] = {}
         self._errors: list[WeightError] = []
+        self._formats: dict[str, Format] = {}
+        self._orders: dict[str, RawArray] = {}
 
-    def add(self, path: str, weight: torch.Tensor, quantised: Quantised) -> None:
-        """What stands for the weight [out, in] of the linear layer at `path`, and how far it is from it."""
+    def add(self, path: str, weight: torch.Tensor, quantised: Quantised, order: RawArray | None = None) -> None:
+        """What stands for the weight [out, in] of the linear layer at `path`, and how far it is from it.
+
+        `order`: the column of the weight, and of its input, that each column of the codes is.
+        """
+        if order is not None:
+            self._orders[path] = order
+            weight = weight[:, torch.from_numpy(order).long().to(weight.device)]
+        self._formats[path] = quantised.format
         self._put(f"{path}.codes", pack(quantised.codes, quantised.format))
         self._put(f"{path}.scales", quantised.scales)
         if quantised.zeros is not None:
@@ -74,7 +84,11 @@ class Gathered:
     def finish(self, plan: Plan, policy: Policy, facts: Mapping[str, Any]) -> Narrowed:
         """All of it, over the plan that reads it."""
         found = {"method": policy.method, "policy": policy.to_json(), "exceptions": dict(policy.reasons), **facts}
-        return Narrowed(rewrite(plan, policy), self._arrays, tuple(self._errors), found)
+        firsts = first_of_each(plan, self._orders)
+        for path in set(firsts.values()):
+            self._put(f"{path}.order", torch.from_numpy(self._orders[path]))
+        made = replace(policy, formats={**policy.formats, **self._formats})
+        return Narrowed(reorder(rewrite(plan, made), firsts), self._arrays, tuple(self._errors), found)
 
     def _put(self, slot: str, tensor: torch.Tensor) -> None:
         path = self._folder / f"{slot}.npy"

@@ -16,10 +16,12 @@ from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan
 from allotrope.errors import UsageError
 from allotrope.quant.formats import GROUPS, NAMES, STORES, Format, Store, parse_format
+from allotrope.quant.held import Held
 
 Form = Format | Store | None
 """None: as wide as the compute dtype."""
 WIDE = "wide"
+AS_STORED = "as stored"  # the method of a checkpoint that is quantised already
 _ACTIVATIONS = ("int8", "fp8")
 _METHODS = ("auto", "nearest", "gptq", "awq")
 _STORES = {store.name: store for store in STORES}
@@ -171,13 +173,19 @@ def _shared(words: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)} {word}" for word, names in by_word.items())
 
 
-def policy(plan: Plan, wanted: Wanted) -> Policy:
-    """How each linear layer is stored; what cannot be is a UsageError that names the layer."""
+def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
+    """How each linear layer is stored; what cannot be is a UsageError that names the layer.
+
+    What is `held` in codes already stays as it is, or becomes wide.
+    """
     calls = list(linears(plan))
     _check_store(wanted.weights or WIDE, "--weights", plan.dtype)
-    inside = None if wanted.weights == plan.dtype else wanted.form
+    # beside codes the rest stays as it is, unless an exemption names it
+    inside = None if wanted.weights == plan.dtype or held else wanted.form
     reasons: dict[str, str] = {}
     formats: dict[str, Form] = {call.path: inside if call.path.startswith("blocks.") else None for call in calls}
+    formats |= held.formats if held else {}
+    named: dict[str, Form] = {}
     for exemption in wanted.exemptions:
         _check_store(exemption.word, f"--keep {exemption.pattern!r}", plan.dtype)
         matched = [path for path in formats if fnmatchcase(path, exemption.pattern)]
@@ -185,7 +193,10 @@ def policy(plan: Plan, wanted: Wanted) -> Policy:
             problem = f"--keep {exemption.pattern!r} matches no linear layer"
             raise UsageError(problem, remedy=f"layers are {_some(list(formats))}")
         reasons |= dict.fromkeys(matched, f"--keep '{exemption.pattern}={exemption.word}'")
-        formats |= dict.fromkeys(matched, None if exemption.word == plan.dtype else exemption.form)
+        named |= dict.fromkeys(matched, None if exemption.word == plan.dtype else exemption.form)
+    formats |= named
+    if held:
+        _check_held(held, wanted, named)
     readers = [slot for call in plan.calls for slot in call.ins.values()]
     for call in calls:
         form = formats[call.path]
@@ -194,7 +205,31 @@ def policy(plan: Plan, wanted: Wanted) -> Policy:
             raise UsageError(problem, where=call.path, remedy="let the pattern begin with blocks")
         if isinstance(form, Format):
             form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
+    if held:
+        return Policy(formats, AS_STORED, wanted.activations or held.activations, reasons)
     return Policy(formats, "nearest", wanted.activations, reasons)
+
+
+def _check_held(held: Held, wanted: Wanted, named: Mapping[str, Form]) -> None:
+    """An error unless each weight in codes keeps its own, or is made wide."""
+    if wanted.method != "auto":
+        problem = f"--method is {wanted.method}, but the weights are quantised already"
+        raise UsageError(problem, remedy="leave it out, or give the original checkpoint")
+    for path, reason in held.reasons.items():
+        if path not in named or named[path] is not None:
+            raise UsageError(reason, where=path, remedy="--keep 'blocks.*=wide' runs them wide, which is exact")
+    for path, form in held.formats.items():
+        other = "" if named.get(path) in (None, form) else str(named[path])
+        asked = wanted.form
+        if isinstance(asked, Format):
+            group = wanted.group_size not in (None, form.group)
+            if asked.name != form.name or group or (wanted.asymmetric and form.symmetric):
+                other = f"--weights {asked}"
+        elif asked is not None:
+            other = f"--weights {asked}"
+        if other:
+            problem = f"its weight is stored as {form} already, and {other} would round it a second time"
+            raise UsageError(problem, where=path, remedy="leave it out, or give the original checkpoint")
 
 
 def linears(plan: Plan) -> Iterator[Call]:

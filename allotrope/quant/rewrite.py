@@ -44,7 +44,7 @@ def codes_of(path: str, form: Format, shape: tuple[int, ...]) -> Iterator[tuple[
         return part, Weight(((f"{path}.{part}", (out, columns)),), dtype=dtype)
 
     yield weight("codes", width * form.bits // 8, "uint8")
-    yield weight("scales", form.groups(width), "fp32" if form.group is None else "fp16")
+    yield weight("scales", form.groups(width), str(form.scale_dtype).replace("torch.float", "fp"))
     if not form.symmetric:
         yield weight("zeros", form.groups(width), "uint8")
 
