@@ -61,11 +61,12 @@ def _narrow(args: argparse.Namespace, model: Model, kind: str) -> Narrow | None:
         raise UsageError(problem, remedy=f"predict for --weights {', '.join(_FORMATS)}")
     from allotrope.artifact.plan import name
     from allotrope.models.lower import lower
+    from allotrope.quant.held import held
     from allotrope.quant.policy import Wanted, linears, policy
 
     plan = lower(model.recipe, compute_dtype("auto", model.dtypes[0], kind))
     wanted = Wanted(args.weights, args.group_size, args.asymmetric, keep=tuple(args.keep))
-    chosen = policy(plan, wanted)
+    chosen = policy(plan, wanted, held(model, plan))
     nbytes = {}
     for call in linears(plan):
         slot, form = name(call.ins["weight"]), chosen.formats[call.path]
@@ -77,11 +78,14 @@ def _narrow(args: argparse.Namespace, model: Model, kind: str) -> Narrow | None:
 def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:
     model = found.model
     stored = f"{bytes_text(model.checkpoint.nbytes)} stored as {', '.join(model.dtypes)}"
+    held = model.stored_as
+    stored += " and codes" if held else ""
     lines = [
         ("family", f"{model.family.name}, {count_text(model.parameters)} parameters, {stored}"),
+        *([("codes", held.words)] if held else []),
         *describe(model.recipe),
         *(("note", note) for note in model.notes),
-        ("weights", f"{bytes_text(found.weight_bytes)} as {found.weights}"),
+        ("weights", f"{bytes_text(found.weight_bytes)} as {found.weights}" + (" and codes" if found.codes else "")),
         ("KV cache", f"{bytes_text(found.kv_per_token)} per token as {found.kv}"),
         ("", f"{bytes_text(found.kv_bytes)} for {found.max_batch} × {found.max_len} tokens"),
         ("memory", f"{bytes_text(found.device.memory_bytes)}: {'fits' if found.fits else 'does not fit'}"),

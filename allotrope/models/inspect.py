@@ -55,6 +55,12 @@ class Inspection:
     floors: tuple[Floor, ...]
 
     @property
+    def codes(self) -> str | None:
+        """How the weights are stored that are quantised already, in words."""
+        held = self.model.stored_as
+        return None if held is None else held.words
+
+    @property
     def kv_bytes(self) -> int:
         """Of `max_batch` sequences of `max_len` tokens."""
         return self.kv_per_token * self.max_len * self.max_batch
@@ -71,7 +77,7 @@ class Inspection:
             "family": self.model.family.name,
             "origin": self.model.checkpoint.origin,
             "parameters": self.model.parameters,
-            "stored": {"dtypes": self.model.dtypes, "bytes": self.model.checkpoint.nbytes},
+            "stored": {"dtypes": self.model.dtypes, "bytes": self.model.checkpoint.nbytes, "codes": self.codes},
             "parts": dict(describe(recipe)),
             "notes": self.model.notes,
             "dtypes": {"weights": self.weights, "kv": self.kv},
@@ -111,6 +117,8 @@ def inspect(
     for name, value, limit in (("--max-len", max_len, recipe.max_len), ("--max-batch", max_batch, 65536)):
         if value is not None and not 1 <= value <= limit:
             raise UsageError(f"{name} is {value}", remedy=f"give a number from 1 to {limit}")
+    if narrow is None and weights is None and model.quantised:
+        narrow = Narrow("codes", model.codes_nbytes)
     weights = weights or model.dtypes[0]
     kv = kv or weights
     length = max_len or recipe.max_len

@@ -80,8 +80,9 @@ class Model:
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes that the weights are stored in, the commonest (by bytes) first; codes have none."""
         total: dict[str, int] = {}
+        stored = self.checkpoint.base if isinstance(self.checkpoint, Widened) else self.checkpoint
         for name in {source.name for source in self.sources.values()} - self._matrices.keys():
-            info = self.checkpoint.tensors[name]
+            info = stored.tensors[name]
             total[info.dtype] = total.get(info.dtype, 0) + info.nbytes
         return tuple(sorted(total, key=lambda dtype: -total[dtype]))
 
@@ -151,6 +152,15 @@ class Model:
             raise KeyError(f"{slot} is not quantised")
         whole = self.checkpoint.codes(source.name)
         return whole if source.rows is None else whole.rows(*source.rows)
+
+    @property
+    def codes_nbytes(self) -> Mapping[str, int]:
+        """What the `quantised` slots take, scales and all; of slots that share a module, the first takes it all."""
+        modules: dict[str, list[str]] = {}
+        for slot in self.quantised:
+            modules.setdefault(self._matrices[self.sources[slot].name], []).append(slot)
+        taken = self.checkpoint.codes_nbytes if isinstance(self.checkpoint, Widened) else {}
+        return {slot: taken[m] * (slot == held[0]) for m, held in modules.items() for slot in held}
 
     @property
     def _matrices(self) -> Mapping[str, str]:

@@ -64,6 +64,12 @@ class Widened:
         """Of the codes, not of what they stand for."""
         return self.base.nbytes
 
+    @property
+    def codes_nbytes(self) -> Mapping[str, int]:
+        """Of what is stored for each quantised module, its bias left out."""
+        sizes = self.base.tensors
+        return {m: sum(sizes[name].nbytes for name in parts.values()) for m, parts in self.split.modules.items()}
+
     def digest(self) -> str:
         """Of the files."""
         return self.base.digest()
