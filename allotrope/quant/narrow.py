@@ -23,7 +23,10 @@ from allotrope.quant.rounding import round_to_nearest
 def narrow(
     model: Model, plan: Plan, policy: Policy, folder: Path, *, device: str, advance: Callable[[], None] = lambda: None
 ) -> Narrowed:
-    """The model by the policy; what the checkpoint has in codes, as it is. `folder` keeps codes until they are packed."""
+    """The model by the policy; what the checkpoint has in codes, as it is.
+
+    `folder` keeps the codes until they are packed.
+    """
     if policy.method not in ("nearest", AS_STORED):
         raise UsageError(f"--method {policy.method} needs calibration, which is not there yet")
     began, gathered = time.perf_counter(), Gathered(folder)
