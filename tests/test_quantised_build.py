@@ -190,7 +190,7 @@ def test_inspect_says_how_codes_are_stored(tmp_path: Path, capsys: pytest.Captur
     codes = matrices // 2 + matrices // 32 * (2 + 0.5)
     assert found["bytes"]["weights"] == codes + 2 * (model.parameters - matrices) == model.checkpoint.nbytes
     assert found["stored"]["codes"] == "awq weights (uint4, groups of 32)"
-    assert "codes       awq weights (uint4, groups of 32)\n" in text and "as fp16 and codes\n" in text
+    assert "codes       awq weights (uint4, groups of 32)\n" in text and "as codes, the rest fp16\n" in text
     assert max(map(len, text.splitlines())) <= 80
     wide, text = inspected("--weights", "fp16")
     assert wide["bytes"]["weights"] == 2 * model.parameters

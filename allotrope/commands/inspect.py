@@ -78,14 +78,13 @@ def _narrow(args: argparse.Namespace, model: Model, kind: str) -> Narrow | None:
 def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:
     model = found.model
     stored = f"{bytes_text(model.checkpoint.nbytes)} stored as {', '.join(model.dtypes)}"
-    held = model.stored_as
-    stored += " and codes" if held else ""
+    stored += " and codes" if found.codes else ""
     lines = [
         ("family", f"{model.family.name}, {count_text(model.parameters)} parameters, {stored}"),
-        *([("codes", held.words)] if held else []),
+        *([("codes", found.codes)] if found.codes else []),
         *describe(model.recipe),
         *(("note", note) for note in model.notes),
-        ("weights", f"{bytes_text(found.weight_bytes)} as {found.weights}" + (" and codes" if found.codes else "")),
+        ("weights", f"{bytes_text(found.weight_bytes)} as {found.weights}"),
         ("KV cache", f"{bytes_text(found.kv_per_token)} per token as {found.kv}"),
         ("", f"{bytes_text(found.kv_bytes)} for {found.max_batch} × {found.max_len} tokens"),
         ("memory", f"{bytes_text(found.device.memory_bytes)}: {'fits' if found.fits else 'does not fit'}"),
