@@ -29,6 +29,9 @@ RECIPE = Recipe(
     final_norm=NORM,
 )
 
+WIDER = Recipe(64, 32, 64, (Block(Attention(4, 2, 8, bias=True), Mlp(64, "gelu"), NORM),) * 2, NORM)
+"""Widths that groups of 32 divide."""
+
 
 def packed(plan: Plan, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Random packed weights; raw bits, so that every dtype's carrier is exercised."""
@@ -36,6 +39,9 @@ def packed(plan: Plan, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     for name, weight in plan.weights.items():
         carrier = np.dtype(layout.STORED[layout.stored_dtype(plan, weight)][1])
+        if carrier == np.uint8:
+            found[name] = random.integers(0, 120, layout.packed_shape(weight), np.uint8)
+            continue
         values = random.standard_normal(layout.packed_shape(weight)).astype(np.float32)
         found[name] = values.astype(carrier) if carrier != np.uint16 else (values.view(np.uint32) >> 16).astype(carrier)
     return found
@@ -65,7 +71,11 @@ def describe(plan: Plan, version: str = "0") -> Manifest:
 
 def write(target: Path, *, dtype: str = "fp32", seed: int = 0, version: str = "0") -> dict[str, np.ndarray[Any, Any]]:
     """Write an engine and return the weights that went in."""
-    plan = lower(RECIPE, dtype)
+    return write_plan(target, lower(RECIPE, dtype), seed=seed, version=version)
+
+
+def write_plan(target: Path, plan: Plan, *, seed: int = 0, version: str = "0") -> dict[str, np.ndarray[Any, Any]]:
+    """The same for any plan."""
     weights = packed(plan, seed)
 
     def pieces(name: str) -> Iterator[np.ndarray[Any, Any]]:
@@ -73,7 +83,7 @@ def write(target: Path, *, dtype: str = "fp32", seed: int = 0, version: str = "0
 
     with writing(target) as writer:
         writer.weights(plan, pieces)
-        writer.tokenizer([("bytes.json", b'{"vocab_size": 99}')])
+        writer.tokenizer([("bytes.json", b'{"vocab_size": %d}' % plan.vocab)])
         writer.finish(describe(plan, version))
     return weights
 

@@ -14,6 +14,8 @@ from allotrope.errors import EngineError
 from allotrope.models.lower import lower
 from allotrope.ops import registry
 from allotrope.ops.contract import Role
+from allotrope.quant.policy import Wanted, policy
+from allotrope.quant.rewrite import rewrite
 from tests import engine_kit
 
 
@@ -129,3 +131,44 @@ def test_files_that_no_digest_covers_are_refused(engine: Path, name: str) -> Non
 def test_paths_that_no_system_takes(name: str) -> None:
     with pytest.raises(EngineError, match=r"cannot be read|no such engine folder"):
         open_engine(name)
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Path:
+    """The kit's engine with weights of every kind in few bits."""
+    wanted = Wanted(keep=("blocks.0.*=int8", "blocks.1.attn.*=int4", "blocks.1.mlp.*=fp16"))
+    rewritten = rewrite(plan := lower(engine_kit.WIDER), policy(plan, wanted))
+    engine_kit.write_plan(tmp_path / "narrow", rewritten)
+    return tmp_path / "narrow"
+
+
+def test_an_engine_of_codes_opens(narrow: Path) -> None:
+    plan = open_engine(narrow, check_digests=True).manifest.plan
+    assert {call.op for call in plan.calls} >= {"linear", "linear_codes", "linear_stored"}
+
+
+LIES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("linear_codes", lambda call: call["params"].update(format="int5"), "parameter format is 'int5'"),
+    ("linear_codes", lambda call: call["params"].update(format=["int8"]), "parameter format is"),
+    ("linear_codes", lambda call: call["params"].update(format="int4"), "do not fit"),
+    ("linear_codes", lambda call: call["params"].update(format="fp16"), "parameter format is 'fp16'"),
+    ("linear_codes", lambda call: call["ins"].pop("scales"), "operands"),
+    ("linear_codes", lambda call: call["ins"].update(zeros=call["ins"]["codes"]), "axis"),
+    ("linear_codes", lambda call: call["ins"].update(codes=call["ins"]["scales"]), "do not fit"),
+    ("linear_stored", lambda call: call["params"].update(store="fp32"), "parameter store is 'fp32'"),
+    ("linear_stored", lambda call: call.update(op="linear", params={}), "is stored as fp16"),
+]
+
+
+@pytest.mark.parametrize(("op", "lie", "said"), LIES, ids=lambda value: value if isinstance(value, str) else "")
+def test_codes_that_cannot_be(narrow: Path, op: str, lie: Callable[[dict[str, Any]], object], said: str) -> None:
+    assert said in refusal(narrow, lambda data: lie(call(data, op)))
+
+
+@pytest.mark.parametrize(("part", "dtype"), [("codes", "fp32"), ("codes", "compute"), ("scales", "uint8")])
+def test_codes_of_a_dtype_that_they_have_not(narrow: Path, part: str, dtype: str) -> None:
+    def lie(data: dict[str, Any]) -> None:
+        name = call(data, "linear_codes")["ins"][part].removeprefix("w:")
+        data["plan"]["weights"][name]["dtype"] = dtype
+
+    assert "is stored as" in refusal(narrow, lie)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from allotrope.errors import UsageError
-from allotrope.quant.formats import Format, Quantised
-from allotrope.quant.report import measure, outliers, total
+from allotrope.quant.formats import Format, Quantised, Store
+from allotrope.quant.report import measure, measure_store, outliers, total
 from allotrope.quant.rounding import round_to_nearest
 
 INT8, INT4 = Format("int8"), Format("int4", 32)
@@ -109,3 +109,15 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure("up", torch.zeros(2, 2), stored([[1, 0]], 1.0))
     with pytest.raises(UsageError, match="no weight was quantised, so there is no error to add up"):
         total([])
+
+
+def test_a_weight_kept_in_16_bits_errs_by_its_rounding() -> None:
+    """Against the definition, in plain Python; what 16 bits hold exactly has no noise."""
+    weight = torch.tensor([[1.0, 1 + 2**-12, -3.0], [0.0, 1 / 3, 2.0]], dtype=torch.float64).float()
+    stored = weight.half()
+    found = measure_store("blocks.0.mlp.up", weight, stored, Store("fp16"))
+    errors = [float(a) - float(b) for a, b in zip(stored.flatten(), weight.flatten(), strict=True)]
+    assert found.noise == pytest.approx(sum(error**2 for error in errors), rel=1e-12) and found.noise > 0
+    assert found.max_abs == max(map(abs, errors)) and found.nbytes == 12 and found.format == "fp16"
+    exact = measure_store("a", stored.float(), stored, Store("fp16"))
+    assert exact.noise == 0 and exact.sqnr_db is None and exact.cosine == 1.0
