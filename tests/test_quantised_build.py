@@ -176,6 +176,21 @@ def test_16_bit_checkpoints_compute_in_their_own_dtype(tmp_path: Path) -> None:
     assert tokens(tmp_path / "engine") == tokens(tmp_path / "plain")
 
 
+def test_a_build_shows_that_nothing_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What will be done, what it cost, and a refusal, in lines that fit."""
+    folder = str(quantised("llama", tmp_path / "ckpt", STORED["gptq"]))
+    quick = ["-o", str(tmp_path / "engine"), "--device", "cpu", "--tune", "off", "--threads", "1"]
+    assert cli.main(["build", folder, *quick]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("blocks.0 … 2: int4 in groups of 32\n") and "kept as stored: 92.2 k weights, " in text
+    assert "error 0 %" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
+    assert cli.main(["build", folder, *quick, "--weights", "int8"]) == 2
+    refused = capsys.readouterr().err
+    assert "blocks.0.attn.q: its weight is stored as int4 in groups of 32 already, and --weights int8" in refused
+    assert refused.count("\n") == 1
+
+
 def test_inspect_says_how_codes_are_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = quantised("llama", tmp_path, STORED["awq"], dtype="float16")
     model = open_model(folder)

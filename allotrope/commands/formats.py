@@ -57,8 +57,9 @@ def print_errors(found: Mapping[str, Any], out: Output) -> None:
     out.table(headers, [_row(kind, form, errors) for (kind, form), errors in kinds.items()])
     out.line(_LEGEND)
     total = found["total"]
+    how = "kept as stored" if found["method"] == "as stored" else f"quantised by {found['method']}"
     out.sentence(
-        f"quantised by {found['method']}: {count_text(total['weights'])} weights, {bytes_text(total['nbytes'])} at "
+        f"{how}: {count_text(total['weights'])} weights, {bytes_text(total['nbytes'])} at "
         f"{total['bits_per_weight']:.3g} bits each, error {_share(total['relative'])}, SQNR "
         f"{_decibels(total['sqnr_db'])}, in {time_text(found['seconds'])}"
     )
