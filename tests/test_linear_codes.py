@@ -16,7 +16,7 @@ from allotrope.ops.linear_codes import FORMATS, PER_BYTE
 from allotrope.ops.tactic import Tactic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = detect("cpu")
+CPU, GPU = detect("cpu"), Device("cuda", "test", "sm_90", 132, 2**37)
 
 
 def problem(form: str, rows: int, into: int, out: int, group: int | None = None, *present: str) -> Problem:
@@ -34,12 +34,14 @@ PROBLEMS = [
     problem("int8", 7, 33, 5, None, "bias"),
     problem("int8", 1, 64, 64),
     problem("int8", 20, 96, 130, 32),
+    problem("int8", 33, 2080, 131, None, "bias"),
     problem("int4", 3, 64, 172, 32),
     problem("int4", 1, 128, 31, 128, "zeros"),
     problem("int4", 70, 192, 48, 64, "zeros", "bias"),
     problem("int4", 5, 18, 20),
     problem("fp8", 9, 172, 130, None, "bias"),
     problem("fp8", 2, 31, 1),
+    problem("int8", 3, 2048, 700, None, "bias"),  # decoded a part at a time
 ]
 
 
@@ -66,8 +68,10 @@ def test_every_tactic_is_right(posed: Problem, dtype: str, device: Device) -> No
             assert check.check(tactic, posed, device, seed).reason is None, tactic.name
 
 
-@pytest.mark.parametrize("posed", [PROBLEMS[1], PROBLEMS[5], PROBLEMS[7]], ids=lambda posed: posed.key())
-def test_a_row_keeps_its_bits_in_any_company(posed: Problem, device: Device) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("posed", [PROBLEMS[1], PROBLEMS[6], PROBLEMS[8]], ids=lambda posed: posed.key())
+def test_a_row_keeps_its_bits_in_any_company(posed: Problem, dtype: str, device: Device) -> None:
+    posed = Problem(posed.op, posed.axes, posed.params, dtype, posed.present)
     classed = [tactic for tactic in able(posed, device) if tactic.row_class(posed, device)]
     assert len(classed) >= 3
     for tactic in classed:
@@ -120,6 +124,25 @@ def test_a_weight_is_code_less_zero_times_scale(form: str, groups: int) -> None:
             assert Fraction(float(exact[row, column])) == wanted
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_bytes_that_mean_nan_stay_nan(form: str) -> None:
+    every = torch.arange(256, dtype=torch.uint8).repeat(2, 1)
+    every[1] = 1
+    wanted = unpacked(every, form).double()
+    for dtype in (torch.float32, torch.float64):
+        found = decoded(every, torch.ones(2, 1), None, form, dtype)
+        assert torch.equal(found.double().nan_to_num(1e9), wanted.nan_to_num(1e9))
+        assert int(found.isnan().sum()) == (2 if form == "fp8" else 0)
+
+
+def test_a_large_weight_is_decoded_a_part_at_a_time() -> None:
+    head = problem("int4", 4, 4096, 151936, 32)
+    for tactic in able(head, CPU):
+        assert tactic.workspace(head, CPU) <= 2**23, tactic.name
+    for tactic in able(head, GPU):
+        assert tactic.workspace(head, GPU) <= 2**25 + 2**23, tactic.name
+
+
 def test_what_does_not_fit_is_refused_in_words() -> None:
     [tactic] = [tactic for tactic in registry.tactics("linear_codes") if tactic.name == "torch_mm"]
     good = problem("int4", 1, 64, 8, 32)
@@ -140,3 +163,33 @@ def test_it_costs_what_is_read() -> None:
     contract = registry.contract("linear_codes")
     assert contract.cost(problem("int4", 1, 128, 10, 32, "zeros")).bytes == 10 * 64 + 10 * 4 * 3 + 138 * 4
     assert contract.cost(problem("int8", 2, 128, 10)).bytes == 10 * 128 + 10 * 4 + 2 * 138 * 4
+
+
+def test_the_product_that_widens_in_registers_knows_its_bounds() -> None:
+    """It reads past a row's end where it does not end on a whole step: that must never be tried."""
+    tactic = registry.tactic("linear_codes", "torch_int8pack")
+    wide = Device("cpu", "test", "x86_64-avx512f", 2, 2**33, ("avx2", "avx512f"))
+
+    def refusal(asked: Problem, device: Device = wide, dtype: str = "bf16") -> str:
+        return str(tactic.why_not(Problem(asked.op, asked.axes, asked.params, dtype, asked.present), device))
+
+    assert refusal(problem("int8", 3, 96, 130)) == "None"
+    assert refusal(problem("int8", 3, 48, 5)) == "it reads 32 columns at a time, past the end of a row of 48"
+    assert refusal(problem("int8", 3, 96, 130, 32)) == "it takes int8 weights with one scale per row"
+    assert refusal(problem("int4", 3, 96, 130)) == "it takes int8 weights with one scale per row"
+    assert refusal(problem("int8", 3, 96, 130), dtype="fp32").startswith("it multiplies bf16 with int8")
+    assert refusal(problem("int8", 3, 96, 130), GPU) == "torch has this product for CPUs with AVX-512"
+
+
+def test_a_weight_that_lies_anywhere_is_multiplied() -> None:
+    """torch's product of bf16 with int8 ends the process where the weight begins at an odd address."""
+    asked = Problem("linear_codes", {**problem("int8", 3, 96, 130).axes}, {"format": "int8"}, "bf16")
+    tactic = registry.tactic("linear_codes", "torch_int8pack")
+    if tactic.why_not(asked, CPU) is not None:
+        pytest.skip(str(tactic.why_not(asked, CPU)))
+    case = check.prepare(asked, CPU, seed=0)
+    moved = torch.empty(130 * 96 + 64, dtype=torch.uint8)[1 : 1 + 130 * 96].view(130, 96).copy_(case.ins["codes"])
+    out = torch.empty(3, 130, dtype=torch.bfloat16)
+    room = torch.empty(tactic.workspace(asked, CPU), dtype=torch.uint8)
+    tactic.run({"out": out}, {**case.ins, "codes": moved}, {"format": "int8", "activations": "none"}, room)
+    assert check.judge(case, {"out": out}).ok

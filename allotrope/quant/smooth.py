@@ -12,20 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from allotrope.errors import UsageError
+from allotrope.ops.rows import TOPS, Rows
+from allotrope.ops.rows import quantise_rows as in_codes
 from allotrope.quant.formats import Format, Quantised, decode
 from allotrope.quant.rounding import round_to_nearest
 from allotrope.quant.shared import Shared, tidy
 
 _STRENGTHS = tuple(step / 20 for step in range(2, 20))
 _WIDE = Format("int8")
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Activations [..., width] as codes (int8 or e4m3) and one fp32 scale per row, [..., 1]."""
-
-    codes: torch.Tensor
-    scales: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +37,11 @@ class Smoothing:
 
 
 def quantise_rows(values: torch.Tensor, form: Format = _WIDE) -> Rows:
-    """Each row by its own largest magnitude, in fp32. A row that holds NaN or infinity becomes NaN as a whole."""
+    """As the engine's ops quantise them (`ops.rows.quantise_rows`), in a format as `quant` has it."""
     _per_row(form)
-    wide = values.float()
-    scales = (wide.abs().amax(-1, keepdim=True) / form.top).clamp(min=torch.finfo(torch.float32).tiny)
-    steps = (wide / scales).clamp(-form.top, form.top)
-    if form.name != "fp8":
-        steps = steps.round().nan_to_num()  # a NaN has no integer; its scale carries it
-    return Rows(steps.to(form.code_dtype), torch.where(scales.isfinite(), scales, torch.nan))
+    if form.name not in TOPS:
+        raise UsageError(f"activations are to be {form.name}; they can be {' or '.join(TOPS)}")
+    return in_codes(values, form.name)
 
 
 def product(rows: Rows, weight: Quantised, dtype: torch.dtype) -> torch.Tensor:

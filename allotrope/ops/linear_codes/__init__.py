@@ -2,6 +2,9 @@
 
 What the narrow format costs is judged by models. Here the decoded weight is the truth, so that a kernel's mistakes
 cannot hide behind it.
+
+With `activations` int8 or fp8, x becomes codes too, a scale per row, by `ops.rows.quantise_rows`; the codes that come
+out, and their scale, are then the truth for x.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ SCALE_BYTES = {1: 4}  # one scale per row is fp32, several are fp16
 
 
 def _cost(problem: Problem) -> Cost:
-    """Codes, scales and zeros once, however many rows there are; inputs and outputs once."""
+    """Codes, scales and zeros once, however many rows there are; inputs and outputs once, in the compute dtype."""
     axes, size = problem.axes, ELEMENT_BYTES[problem.dtype]
     rows, into, out, groups = (axes[name] for name in ("rows", "in", "out", "groups"))
     scales = out * groups * (SCALE_BYTES.get(groups, 2) + ("zeros" in problem.present))
@@ -33,6 +36,6 @@ CONTRACT = Contract(
         "bias": Operand(("out",), Role.WEIGHT, optional=True),
     },
     outs={"out": Operand(("rows", "out"))},
-    params={"format": None},
+    params={"format": None, "activations": "none"},
     cost=_cost,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from allotrope.ops import inputs
@@ -12,16 +13,34 @@ from allotrope.ops.codes import decoded
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.linear import reference as linear
 from allotrope.ops.linear_codes import PER_BYTE
+from allotrope.ops.rows import TOPS, quantise_rows
+
+_LOUD = 20.0
 
 
 def reference(ins: Mapping[str, Tensor], params: Mapping[str, Scalar]) -> dict[str, Tensor]:
-    """In the precision of `x`, the decoded weight rounded to it once."""
-    weight = decoded(ins["codes"], ins["scales"], ins.get("zeros"), str(params["format"]), ins["x"].dtype)
-    return linear.reference({**ins, "weight": weight}, {})
+    """In the precision of `x`, the decoded weight rounded to it once; with `activations` in fp32 at least.
+
+    There the sums of codes, which fp16 could not hold, come first and the rows' scales after. In fp64 they are exact.
+    `x` is what the compute dtype holds, so its codes are the same here, in whatever precision it comes.
+    """
+    x, form, activations = ins["x"], str(params["format"]), str(params.get("activations", "none"))
+    if activations == "none":
+        weight = decoded(ins["codes"], ins["scales"], ins.get("zeros"), form, x.dtype)
+        return linear.reference({**ins, "weight": weight}, {})
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = quantise_rows(x, activations)
+    weight = decoded(ins["codes"], ins["scales"], ins.get("zeros"), form, wide)
+    out = F.linear(rows.codes.to(wide), weight) * rows.scales.to(wide)
+    return {"out": (out + ins["bias"].to(wide) if "bias" in ins else out).to(x.dtype)}
 
 
 def make_inputs(problem: Problem, seed: int) -> dict[str, Tensor]:
-    """A linear layer's; codes of every value, and scales that keep the activations' size. Some rows are all zero."""
+    """A linear layer's; codes of every value, and scales that keep the activations' size. Some rows are all zero.
+
+    With `activations` there is always a loud channel, which sets its rows' scales; rows lie half way between codes, so
+    that a scale or a division that errs by a bit shows; and rows are all zero.
+    """
     random, axes = inputs.generator(seed), problem.axes
     out, groups, form = axes["out"], axes["groups"], str(problem.params["format"])
     if axes["packed"] * PER_BYTE[form] != axes["in"]:
@@ -38,8 +57,24 @@ def make_inputs(problem: Problem, seed: int) -> dict[str, Tensor]:
         "codes": codes,
         "scales": scales,
     }
+    if problem.params.get("activations", "none") != "none":
+        ins["x"][:, axes["in"] // 3] *= _LOUD
+        ins["x"][1::4] = _ties(random, ins["x"][1::4], str(problem.params["activations"]))
+        ins["x"][4::9] = 0
     if "zeros" in problem.present:
         ins["zeros"] = torch.randint(0, 16, (out, groups), generator=random, dtype=torch.uint8)
     if "bias" in problem.present:
         ins["bias"] = inputs.normal(random, out, scale=0.3)
     return ins
+
+
+def _ties(random: torch.Generator, like: Tensor, form: str) -> Tensor:
+    """Rows half way between codes, at a scale of 1/8; bf16 holds them exactly."""
+    rows, width = like.shape
+    if form == "int8":
+        halves = torch.randint(-127, 127, (rows, width), generator=random).double() + 0.5
+    else:  # of eight codes from one power of two to the next
+        eighths = torch.randint(0, 8, (rows, width), generator=random).double() / 8
+        halves = (1 + eighths + 1 / 16) * 2.0 ** torch.randint(-6, 8, (rows, width), generator=random)
+    halves[:, 0] = TOPS[form]
+    return halves / 8
