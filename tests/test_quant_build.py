@@ -172,3 +172,28 @@ def test_weights_that_cannot_be_quantised(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"blocks\.0\.mlp\.down: group size is 32; it must divide the width, 80"):
         build(str(odd), tmp_path / "engine", weights="int4", **QUICK)
     assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_gpu_computes_the_same_codes(tmp_path: Path, llama: Path, name: str, dtype: str) -> None:
+    """The codes are bit for bit the CPU's; in fp32 the engine says the same, token by token, in a graph too."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    if dtype == "bf16" and FORMATS[name]["weights"] == "fp16":
+        pytest.skip("fp16 is no store for bf16")
+    options = {**QUICK, **FORMATS[name], "dtype": dtype}
+    ends = [
+        build(str(llama), tmp_path / device, **{**options, "device": device, "without": "qkv,gate_up"})
+        for device in ("cpu", "cuda")
+    ]
+    here, there = (slots_of(open_engine(end.path)) for end in ends)
+    assert here.keys() == there.keys()
+    assert all(np.array_equal(here[slot], there[slot]) for slot in here)
+    texts = []
+    for end in ends:
+        with LLM(end.path, threads=1) as llm:
+            params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+            texts.append([list(a.outputs[0].token_ids) for a in llm.generate([[1, 2, 3], [7] * 9], params)])
+    assert dtype != "fp32" or texts[0] == texts[1]

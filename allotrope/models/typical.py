@@ -53,6 +53,7 @@ def typical_problems(dtype: str, rows: int = 8) -> dict[str, Problem]:
     coded = {**alike.axes, "packed": alike.axes["in"] // 2, "groups": alike.axes["in"] // 32}
     found["linear_codes"] = replace(alike, op="linear_codes", axes=coded, params={"format": "int4"})
     found["linear_stored"] = replace(alike, op="linear_stored", params={"store": "bf16"}, dtype="fp32")
+    found["reorder"] = replace(alike, op="reorder", axes={"rows": rows, "width": alike.axes["in"]})
     found["add_norm"] = replace(found["layernorm"], op="add_norm", params={"norm": "layer", "eps": 1e-5})
     found["linear_activation"] = replace(biased, op="linear_activation")
     return found
