@@ -42,7 +42,11 @@ def _compressed(stored: Stored) -> dict[str, Any]:
     weights = {**number, "symmetric": stored.symmetric, "strategy": strategy, "dynamic": False}
     weights |= {"group_size": stored.group} if strategy == "group" else {}
     weights |= {"actorder": "group"} if stored.desc_act else {}
-    acts = {**number, "symmetric": True, "strategy": "token", "dynamic": True} if stored.activations else None
+    acts = (
+        {**number, "num_bits": 8, "symmetric": True, "strategy": "token", "dynamic": True}
+        if stored.activations
+        else None
+    )
     group = {"targets": ["Linear"], "weights": weights, "input_activations": acts}
     return {
         "quant_method": CT,

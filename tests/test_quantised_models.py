@@ -29,6 +29,8 @@ STORED = {
     "int4-points": Stored(CT, 4, 32, False, form="pack-quantized", ignore=("lm_head",)),
     "int8": Stored(CT, 8, -1, True, form="int-quantized", ignore=("lm_head",)),
     "int8-acts": Stored(CT, 8, -1, True, form="int-quantized", activations="int8", ignore=("lm_head",)),
+    "int4-acts": Stored(CT, 4, 32, True, form="pack-quantized", activations="int8", ignore=("lm_head",)),
+    "fp8-acts": Stored(CT, 8, -1, True, form="float-quantized", floating=True, activations="fp8", ignore=("lm_head",)),
     "fp8": Stored(CT, 8, -1, True, form="float-quantized", floating=True, ignore=("lm_head",)),
     "fp8-tensor": Stored(CT, 8, -1, True, form="float-quantized", floating=True, per_tensor=True, ignore=("lm_head",)),
 }

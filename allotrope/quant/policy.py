@@ -132,6 +132,8 @@ class Policy:
         """The format of a layer's activations; None where they stay wide: they meet codes of their own kind."""
         form = self.formats[path]
         meets = isinstance(form, Format) and form.group is None and form.name == self.activations
+        if self.method == AS_STORED and isinstance(form, Format):  # others publish groups and int4 that meet int8, too
+            meets = (self.activations, form.name) in (("int8", "int8"), ("int8", "int4"), ("fp8", "fp8"))
         return self.activations if meets else None
 
     def words(self, path: str) -> str:
