@@ -174,6 +174,23 @@ def test_weights_that_cannot_be_quantised(tmp_path: Path) -> None:
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_activations_in_eight_bits(tmp_path: Path, kind: str, form: str, dtype: str) -> None:
+    """Every linear layer of the blocks multiplies codes with codes; that is near the same weights, and not the same."""
+    source, options = str(checkpoint(kind, tmp_path / "ckpt")), {**QUICK, "dtype": dtype}
+    build(source, tmp_path / "both", weights=form, activations=form, **options)
+    build(source, tmp_path / "weights", weights=form, **options)
+    both, weights = (open_engine(tmp_path / name) for name in ("both", "weights"))
+    coded = [call for call in both.manifest.plan.calls if call.op == "linear_codes"]
+    assert coded and all(call.params["activations"] == form for call in coded)
+    assert "attn.qkv" in {call.path.partition(".")[2].partition(".")[2] for call in coded}
+    found, near = logits(both).double(), logits(weights).double()
+    apart = ((found - near).square().mean() / near.square().mean()).sqrt()
+    assert 0 < apart < (0.06 if form == "int8" else 0.2)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", FORMATS)

@@ -18,7 +18,7 @@ TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")
 EXECUTORS = ("auto", "eager", "graph")
 
-_LATER = ("kv", "max_kl", "calibration", "calibration_tokens", "activations")
+_LATER = ("kv", "max_kl", "calibration", "calibration_tokens")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -75,6 +75,11 @@ def compare(actual: Array, truth: Array) -> ErrorStats:
         rms_rel_rms=float(error.square().mean().sqrt()) / rms,
         peak=max(1.0, float(known.abs().max()) / rms),
     )
+
+
+def larger(one: ErrorStats, other: ErrorStats) -> ErrorStats:
+    """The floor where there are two reasons to err: figure by figure the larger of both."""
+    return ErrorStats(*(max(pair) for pair in zip(astuple(one), astuple(other), strict=True)))
 
 
 def within(error: ErrorStats, floor: ErrorStats, dtype: str) -> str | None:
