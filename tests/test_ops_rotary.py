@@ -162,7 +162,7 @@ PROBLEMS = [
         )
     ),
     Problem("logn", {"rows": 37, "width": 40}, {"length": 64}, "fp32"),
-    Problem("kv_write", {"rows": 37, "kv_width": 24, "pages": 9, "page_size": 7}, {}, "fp32"),
+    Problem("kv_write", {"rows": 37, "kv_width": 24, "cache_width": 24, "pages": 9, "page_size": 7}, {}, "fp32"),
 ]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from allotrope.artifact.plan import Plan
-from allotrope.ops import registry
+from allotrope.ops import kv_rows, registry
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.linear_codes import FORMATS, PER_BYTE
 from allotrope.ops.linear_stored import STORES
@@ -22,6 +22,7 @@ _WORDS = {
     "scaling": SCALINGS,
     "format": FORMATS,
     "store": STORES,
+    "kv": kv_rows.FORMS,
 }
 _SCALED = ("dynamic", "qwen_ntk", "llama3")  # they divide by original_len
 
@@ -39,6 +40,11 @@ def check_parameters(path: str, posed: Problem, plan: Plan, need: Need) -> None:
     if scaling in _SCALED:
         need(numbers["original_len"] > 0, f"{path}: scaling {scaling} without original_len")
         need(scaling == "llama3" or numbers["dim"] > 2, f"{path}: scaling {scaling} of {numbers['dim']} channels")
+    if "cache_width" in posed.axes:
+        heads = numbers["kv_heads"]
+        head_dim = numbers.get("head_dim", posed.axes.get("kv_width", 0) // heads)
+        wrong = kv_rows.misfit(str(posed.params["kv"]), heads, head_dim, posed.axes["cache_width"])
+        need(wrong is None, f"{path}: {wrong}")
     if "vocab" in posed.axes:
         need(posed.axes["vocab"] == plan.vocab, f"{path}: {posed.axes['vocab']} words, the plan has {plan.vocab}")
     if "offset" in numbers:  # the positions' table must hold every position
@@ -76,8 +82,6 @@ def _check_sizes(path: str, numbers: Mapping[str, int], axes: Mapping[str, int],
     need(heads * head_dim == width, f"{path}: {heads} heads of {head_dim} channels in {width}")
     kv_heads = numbers.get("kv_heads", 1)
     need(heads % kv_heads == 0, f"{path}: {heads} heads over {kv_heads}")
-    kv_width = axes.get("kv_width", kv_heads * head_dim)
-    need(kv_heads * head_dim == kv_width, f"{path}: {kv_heads} KV heads of {head_dim} channels in {kv_width}")
     dim = numbers.get("dim", 2)
     need(dim % 2 == 0 and dim <= max(head_dim, 2), f"{path}: {dim} of {head_dim} channels cannot be rotated in halves")
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from allotrope.ops.contract import Scalar
+from allotrope.ops.kv_rows import row_width
 from allotrope.ops.tactic import REFERENCE
 
 TOKENS = "tokens"  # rows of a step: every token that it computes
@@ -46,12 +47,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class Cache:
-    """The KV pool's shape: per layer two arrays `[pages, page_size, kv_heads · head_dim]`."""
+    """The KV pool's shape: per layer two arrays `[pages, page_size, row_width]`, of elements or bytes (`ops.kv_rows`)."""
 
     layers: int
     kv_heads: int
     head_dim: int
-    dtype: str = "compute"
+    dtype: str = "compute"  # or int8, fp8
+
+    @property
+    def row_width(self) -> int:
+        """Elements or, of a narrow cache, bytes that a token takes in each array."""
+        return row_width(self.dtype, self.kv_heads, self.head_dim)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Call, Plan,
 from allotrope.artifact.problems import Load, problem
 from allotrope.errors import AllotropeError, EngineError
 from allotrope.ops import registry
+from allotrope.ops.kv_rows import COMPUTE, FORMS
 from allotrope.ops.packing import PACKINGS
 
 _LARGEST = 2**31 - 1  # of any one axis
@@ -77,7 +78,7 @@ def _check_numbers(described: Manifest) -> None:
     _need(described.limits["max_len"] <= plan.max_len, f"limits.max_len exceeds the plan's {plan.max_len}")
     for name in ("layers", "kv_heads", "head_dim"):
         _count(getattr(plan.cache, name), f"plan.cache.{name}", 65_536)
-    _need(plan.cache.dtype == "compute", f"KV format {plan.cache.dtype!r} is unknown")
+    _need(plan.cache.dtype in FORMS, f"KV format {plan.cache.dtype!r} is unknown")
     _need(plan.hidden in plan.buffers, f"the residual buffer {plan.hidden!r} does not exist")
     given = described.generation
     ends = given.get("eos_token_ids") or []
@@ -144,3 +145,12 @@ def _check_caches(plan: Plan) -> None:
     used = {plans.name(slot) for call in plan.calls for slot in call.ins.values() if plans.kind(slot) == "c"}
     expected = {f"{layer}.{part}" for layer in range(plan.cache.layers) for part in "kv"}
     _need(used == expected, f"the plan uses {len(used)} caches, {plan.cache.layers} layers have {len(expected)}")
+    for call in plan.calls:
+        if call.op in ("kv_write", "attention"):
+            params = registry.contract(call.op).complete(call.params)
+            known = {"kv": plan.cache.dtype, "kv_heads": plan.cache.kv_heads, "head_dim": plan.cache.head_dim}
+            if call.op == "kv_write" and plan.cache.dtype == COMPUTE:
+                known.pop("kv_heads")  # rows are moved as they are
+            for name, value in known.items():
+                wrong = f"{call.path}: parameter {name} is {params.get(name)!r:.60}, the caches' is {value!r}"
+                _need(params.get(name, value) == value, wrong)

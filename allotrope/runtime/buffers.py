@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Plan
 from allotrope.errors import OutOfMemory
+from allotrope.ops.kv_rows import COMPUTE, row_bytes
 from allotrope.units import shortage
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def make_caches(plan: Plan, pages: int, page_size: int, device: str, poison: boo
 
     Memory that nobody touches stays unbacked on a CPU.
     """
-    shape = (2, pages, page_size, plan.cache.kv_heads * plan.cache.head_dim)
-    dtype = torch_dtype(plan.cache.dtype, plan.dtype)
+    shape = (2, pages, page_size, plan.cache.row_width)
+    dtype = torch_dtype("compute" if plan.cache.dtype == COMPUTE else "uint8", plan.dtype)
     caches: dict[str, torch.Tensor] = {}
     for layer in range(plan.cache.layers):
         both = allocate("the KV pool's pages", shape, dtype, device, poison)
@@ -116,5 +117,5 @@ def make_caches(plan: Plan, pages: int, page_size: int, device: str, poison: boo
 
 def page_bytes(plan: Plan, page_size: int) -> int:
     """What one page of the KV pool takes, over all layers."""
-    tag = plan.dtype if plan.cache.dtype == "compute" else plan.cache.dtype
-    return 2 * plan.cache.layers * page_size * plan.cache.kv_heads * plan.cache.head_dim * ITEM_BYTES[tag]
+    cache = plan.cache
+    return 2 * cache.layers * page_size * row_bytes(cache.dtype, cache.kv_heads, cache.head_dim, plan.dtype)

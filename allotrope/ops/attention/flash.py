@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from allotrope.hw.device import Device
+from allotrope.ops.attention.shape import Shape, unsupported
 from allotrope.ops.contract import Array, Problem, Scalar
+from allotrope.ops.kv_codes import read
 from allotrope.ops.pairs import memo_of, paired
 
 _LARGEST = 256  # channels of a head
@@ -47,7 +49,7 @@ class Flash:
             return f"flash attention takes heads of up to {_LARGEST} channels in steps of 8, not of {head_dim}"
         if problem.params.get("window", 0):
             return "what has slid out of the window may be NaN, and flash attention reads it with weight 0"
-        return None
+        return unsupported(problem, device)
 
     def row_class(self, problem: Problem, device: Device) -> str | None:
         """Its own."""
@@ -61,17 +63,17 @@ class Flash:
         self, out: Mapping[str, Array], ins: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
     ) -> Mapping[str, Array]:
         """Gather and attend."""
-        head_dim, table = int(params["head_dim"]), ins["page_table"]
+        shape, table = Shape.of(params), ins["page_table"]
         page_size, q = ins["k_cache"].shape[1], loadable(ins["q"])
         memo, key = memo_of(ins), (self.name, page_size)
         if key not in memo:
             memo[key] = _planned(ins["row_starts"], ins["row_first"], table, ins["k_cache"])
         pages, used, key_starts = memo[key]
-        keys, values = _gathered(ins["k_cache"], ins["v_cache"], pages, head_dim)
+        keys, values = _gathered(ins["k_cache"], ins["v_cache"], pages, shape, q.dtype)
         decodes = len(q) == len(table)  # each request has one row, which sees all its keys
-        grouped = keys.shape[1] * head_dim < q.shape[1]
+        grouped = shape.group > 1
         result = torch.ops.aten._flash_attention_forward(
-            q.view(len(q), -1, head_dim),
+            q.view(len(q), -1, shape.head_dim),
             keys,
             values,
             ins["row_starts"],
@@ -82,7 +84,7 @@ class Flash:
             0.0,
             not decodes,
             False,
-            scale=float(params["scale"]),
+            scale=shape.scale,
             seqused_k=used,
         )[0]
         return {"out": result.flatten(1)}
@@ -106,14 +108,17 @@ def _planned(starts: Tensor, first: Tensor, table: Tensor, k_cache: Tensor) -> t
     return torch.cat([own, own + pages]), used, key_starts
 
 
-def _gathered(k_cache: Tensor, v_cache: Tensor, pages: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+def _gathered(
+    k_cache: Tensor, v_cache: Tensor, pages: Tensor, shape: Shape, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Keys and values, `[pages · page_size, heads, head_dim]` each."""
+
+    def held(found: Tensor) -> Tensor:
+        rows = found.view(-1, k_cache.shape[2])
+        return read(rows, shape.kv_heads, shape.head_dim, shape.kv, dtype)
+
     both, half = paired(k_cache, v_cache), len(pages) // 2
     if both is not None and both.is_contiguous():
-        found = both.view(2 * len(k_cache), -1)[pages]
-        keys, values = found[:half], found[half:]
-    else:
-        keys, values = (cache.flatten(1)[pages[:half]] for cache in (k_cache, v_cache))
-    return keys.view(-1, k_cache.shape[2] // head_dim, head_dim), values.view(
-        -1, k_cache.shape[2] // head_dim, head_dim
-    )
+        found = held(both.view(2 * len(k_cache), -1)[pages])
+        return found[: len(found) // 2], found[len(found) // 2 :]
+    return held(k_cache.flatten(1)[pages[:half]]), held(v_cache.flatten(1)[pages[:half]])

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from allotrope.hw.device import Device
 from allotrope.ops.attention.flash import Flash, loadable
+from allotrope.ops.attention.shape import Shape
 from allotrope.ops.contract import Array, Problem, Scalar
+from allotrope.ops.kv_codes import read
 from allotrope.ops.pairs import memo_of, paired
 
 _WIDEST = 64  # channels of a head
@@ -58,22 +60,22 @@ class Masked:
         self, out: Mapping[str, Array], ins: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
     ) -> Mapping[str, Array]:
         """Gather and attend."""
-        q, table, head_dim = loadable(ins["q"]), ins["page_table"], int(params["head_dim"])
+        q, table, shape = loadable(ins["q"]), ins["page_table"], Shape.of(params)
         if len(q) != len(table):
             return self.prompts.run(out, ins, params, workspace)
-        rows, heads = len(q), q.shape[1] // head_dim
+        rows, heads = len(q), shape.heads
         memo, key = memo_of(ins), (self.name, heads, ins["k_cache"].shape[1])
         if key not in memo:
             memo[key] = _planned(ins["row_first"], table, ins["k_cache"], heads, q.dtype)
         slots, mask = memo[key]
-        keys, values = (part.view(rows, -1, part.shape[1] // head_dim, head_dim) for part in _gathered(ins, slots))
+        keys, values = (part.unflatten(0, (rows, -1)) for part in _gathered(ins, slots, shape))
         result = F.scaled_dot_product_attention(
-            torch.unflatten(q, 1, (heads, 1, head_dim)),
+            torch.unflatten(q, 1, (heads, 1, shape.head_dim)),
             keys.transpose(1, 2),
             values.transpose(1, 2),
             attn_mask=mask,
-            scale=float(params["scale"]),
-            enable_gqa=heads != keys.shape[2],
+            scale=shape.scale,
+            enable_gqa=shape.group > 1,
         )
         return {"out": result.reshape(rows, -1)}
 
@@ -92,11 +94,15 @@ def _planned(first: Tensor, table: Tensor, k_cache: Tensor, heads: int, dtype: t
     return torch.cat([slots, slots + pages * page_size]), mask[:, None, None].expand(-1, heads, 1, -1)
 
 
-def _gathered(ins: Mapping[str, Array], slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values, `[rows · context, kv width]` each."""
+def _gathered(ins: Mapping[str, Array], slots: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Keys and values, `[rows · context, kv heads, head_dim]` each."""
+
+    def held(rows: Tensor) -> Tensor:
+        return read(rows, shape.kv_heads, shape.head_dim, shape.kv, ins["q"].dtype)
+
     both, half = paired(ins["k_cache"], ins["v_cache"]), len(slots) // 2
     if both is not None and both.is_contiguous():
-        found = both.view(-1, both.shape[-1])[slots]
+        found = held(both.view(-1, both.shape[-1])[slots])
         return found[:half], found[half:]
-    keys, values = (ins[name].flatten(0, 1)[slots[:half]] for name in ("k_cache", "v_cache"))
+    keys, values = (held(ins[name].flatten(0, 1)[slots[:half]]) for name in ("k_cache", "v_cache"))
     return keys, values

@@ -38,7 +38,7 @@ def plan(
     keys: int,
     window: int,
     page_size: int,
-    kv_heads: int,
+    per_slot: int,
     most: int,
     whole: bool,
 ) -> Plan:
@@ -68,7 +68,7 @@ def plan(
     parts = tuple(
         Items(
             tiles=some % rows,
-            slots=slots[some][:, None, :] * kv_heads,
+            slots=slots[some][:, None, :] * per_slot,
             hidden=hidden[some][:, None, None, None, :].expand(-1, 1, queries, 1, -1),
         )
         for some in torch.split(index, most)

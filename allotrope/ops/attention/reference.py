@@ -13,6 +13,8 @@ from torch import Tensor
 from allotrope.ops.attention.spans import Spans
 from allotrope.ops.check import RowCase
 from allotrope.ops.contract import Array, Problem, Scalar
+from allotrope.ops.kv_codes import coded, read
+from allotrope.ops.kv_rows import COMPUTE
 
 POISON_PAGES = 3
 
@@ -22,7 +24,8 @@ def reference(ins: Mapping[str, Array], params: Mapping[str, Scalar]) -> dict[st
     q, window = ins["q"], int(params["window"])
     heads, kv_heads, head_dim = (int(params[name]) for name in ("heads", "kv_heads", "head_dim"))
     page_size = ins["k_cache"].shape[1]
-    caches = [ins[name].reshape(-1, kv_heads, head_dim) for name in ("k_cache", "v_cache")]
+    form = str(params["kv"])
+    caches = [ins[name].flatten(0, 1) for name in ("k_cache", "v_cache")]
     starts, firsts = ins["row_starts"].tolist(), ins["row_first"].tolist()
     out = torch.empty_like(q)
     for request, first in enumerate(firsts):
@@ -31,7 +34,8 @@ def reference(ins: Mapping[str, Array], params: Mapping[str, Scalar]) -> dict[st
         oldest = max(first - window + 1, 0) if window else 0
         keys = torch.arange(oldest, first + len(positions), device=q.device)
         slots = ins["page_table"][request].long()[keys // page_size] * page_size + keys % page_size
-        k, v = (cache[slots].repeat_interleave(heads // kv_heads, dim=1).transpose(0, 1) for cache in caches)
+        held = (read(cache[slots], kv_heads, head_dim, form, q.dtype) for cache in caches)
+        k, v = (part.repeat_interleave(heads // kv_heads, dim=1).transpose(0, 1) for part in held)
         scores = q[rows].view(-1, heads, head_dim).transpose(0, 1) @ k.transpose(1, 2) * float(params["scale"])
         hidden = keys > positions[:, None]
         if window:
@@ -52,19 +56,24 @@ class Request:
     first: int
 
 
-def assemble(requests: Sequence[Request], page_size: int, random: torch.Generator) -> dict[str, Array]:
-    """A step's inputs: the requests' keys on shuffled pages, NaN in every place that holds none."""
+def assemble(
+    requests: Sequence[Request], page_size: int, random: torch.Generator, form: str = COMPUTE, kv_heads: int = 1
+) -> dict[str, Array]:
+    """A step's inputs: the requests' keys on shuffled pages, in the cache's form, NaN in every place that holds none."""
     held = [-(-len(request.k) // page_size) for request in requests]
     pages = sum(held) + POISON_PAGES
     order = torch.randperm(pages, generator=random).int()
     table = torch.full((len(requests), max(held) + 1), -1, dtype=torch.int32)
-    caches = torch.full((2, pages, page_size, requests[0].k.shape[1]), torch.nan, dtype=requests[0].k.dtype)
+    laid = [[rows if form == COMPUTE else coded(rows, kv_heads, form) for rows in (r.k, r.v)] for r in requests]
+    some = laid[0][0]
+    caches = torch.empty((2, pages, page_size, some.shape[1]), dtype=some.dtype)
+    caches.fill_(torch.nan if some.is_floating_point() else 0xFF)  # bytes that make a scale NaN
     taken = 0
     for number, (request, count) in enumerate(zip(requests, held, strict=True)):
         mine = order[taken : taken + count]
         table[number, :count] = mine
         keys = torch.arange(len(request.k))
-        for cache, rows in zip(caches, (request.k, request.v), strict=True):
+        for cache, rows in zip(caches, laid[number], strict=True):
             cache[mine[keys // page_size].long(), keys % page_size] = rows
         taken += count
     starts = torch.tensor([0, *np.cumsum([len(request.q) for request in requests])], dtype=torch.int32)
@@ -90,8 +99,14 @@ def _drawn(problem: Problem, keys: int, first: int, queries: int, random: torch.
         values[:, loud] *= 4
         return values
 
-    width, kv_width = problem.axes["width"], problem.axes["kv_width"]
+    width = problem.axes["width"]
+    kv_width = int(problem.params["kv_heads"]) * int(problem.params["head_dim"])
     return Request(rows(keys, kv_width), rows(keys, kv_width), rows(queries, width), first)
+
+
+def _assembled(problem: Problem, requests: Sequence[Request], random: torch.Generator) -> dict[str, Array]:
+    form, kv_heads = str(problem.params.get("kv", COMPUTE)), int(problem.params["kv_heads"])
+    return assemble(requests, problem.axes["page_size"], random, form, kv_heads)
 
 
 def make_inputs(problem: Problem, seed: int) -> dict[str, Array]:
@@ -117,7 +132,7 @@ def make_inputs(problem: Problem, seed: int) -> dict[str, Array]:
             gone = max(0, request.first - int(problem.params["window"]) + 1)
             request.k[:gone] = request.v[:gone] = torch.nan
         drawn.append(request)
-    return assemble(drawn, problem.axes["page_size"], random)
+    return _assembled(problem, drawn, random)
 
 
 def row_cases(problem: Problem, seed: int, counts: Sequence[int]) -> list[RowCase]:
@@ -134,7 +149,7 @@ def row_cases(problem: Problem, seed: int, counts: Sequence[int]) -> list[RowCas
     def case(before: list[Request], first: int, stop: int, after: list[Request]) -> None:
         mine = Request(whole.k[:stop], whole.v[:stop], whole.q[first:stop], first)
         skipped = sum(len(other.q) for other in before)
-        ins = assemble([*before, mine, *after], problem.axes["page_size"], random)
+        ins = _assembled(problem, [*before, mine, *after], random)
         axes = {**problem.axes, "rows": len(ins["q"]), "requests": len(ins["row_first"])}
         at = {probe: skipped + position - first for probe, position in probes.items() if first <= position < stop}
         cases.append(RowCase(dataclasses.replace(problem, axes=axes), ins, at))

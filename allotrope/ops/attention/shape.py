@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Problem, Scalar
+from allotrope.ops.kv_rows import COMPUTE, misfit
 
 
 def unsupported(problem: Problem, device: Device) -> str | None:
@@ -17,11 +18,9 @@ def unsupported(problem: Problem, device: Device) -> str | None:
         return f"torch runs here on cpu and cuda, not on {device.kind}"
     if heads % kv_heads:
         return f"{heads} heads cannot share {kv_heads} key heads evenly"
-    if (heads * head_dim, kv_heads * head_dim) != (axes["width"], axes["kv_width"]):
-        return (
-            f"{heads} heads over {kv_heads} of {head_dim} do not make {axes['width']} and {axes['kv_width']} channels"
-        )
-    return None
+    if heads * head_dim != axes["width"]:
+        return f"{heads} heads of {head_dim} do not make {axes['width']} channels"
+    return misfit(str(params.get("kv", COMPUTE)), kv_heads, head_dim, axes["cache_width"])
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Shape:
     head_dim: int
     scale: float
     window: int
+    kv: str  # how a cache's rows lie
 
     @staticmethod
     def of(params: Mapping[str, Scalar]) -> Shape:
@@ -43,7 +43,13 @@ class Shape:
             head_dim=int(params["head_dim"]),
             scale=float(params["scale"]),
             window=int(params.get("window", 0)),
+            kv=str(params.get("kv", COMPUTE)),
         )
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the caches' rows are bytes, to be decoded."""
+        return self.kv != COMPUTE
 
     @property
     def group(self) -> int:

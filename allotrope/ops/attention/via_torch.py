@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from allotrope.hw.device import Device
+from allotrope.ops import kv_codes
 from allotrope.ops.attention import planned, splits
 from allotrope.ops.attention.flash import Flash
 from allotrope.ops.attention.masked import Masked
@@ -65,10 +66,9 @@ class Splits:
         self, out: Mapping[str, Array], ins: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
     ) -> None:
         """Compute group by group."""
-        shape, q, k_cache = Shape.of(params), ins["q"], ins["k_cache"]
-        k = k_cache.view(-1, shape.head_dim)
-        v = ins["v_cache"].view(-1, shape.head_dim)
-        for group in self._planned(ins["spans"], shape, k_cache.shape[1], q.device):
+        shape, q, page_size = Shape.of(params), ins["q"], ins["k_cache"].shape[1]
+        k, v = (_flat(ins[name], shape) for name in ("k_cache", "v_cache"))
+        for group in self._planned(ins["spans"], shape, page_size, q.device):
             result = self._group(group, q, k, v, shape)
             out["out"].index_copy_(0, group.out_rows, result.to(q.dtype))
 
@@ -81,7 +81,7 @@ class Splits:
             found = splits.groups(
                 spans, queries=self.queries, keys=KEYS, window=shape.window, page_size=page_size, most=most, whole=cuda
             )
-            spans.memo[key] = [_on_device(group, shape.kv_heads, device) for group in found]
+            spans.memo[key] = [_on_device(group, _per_slot(shape), device) for group in found]
         known: list[splits.Group] = spans.memo[key]
         return known
 
@@ -96,8 +96,8 @@ class Splits:
         # Some products of 5, 6, 7, 9, … rows have other bits alone than in a batch; those of 4·n rows have not.
         spare = -places % 4 if places > 4 else 0
         mine = F.pad(mine, (0, 0, 0, spare)) if spare else mine
-        heads = torch.arange(kv_heads, device=q.device).view(-1, 1)
-        parts = [_attend(items, mine, k, v, heads, places) for items in group.parts]
+        heads = torch.arange(_per_slot(shape), device=q.device).view(-1, 1)
+        parts = [_attend(items, mine, k, v, heads, places, shape) for items in group.parts]
         top, total, value = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
         merged = _merge(top, total, value, group)[:, :, :places]
         if queries == 1:
@@ -159,7 +159,7 @@ class Planned:
                 keys=KEYS,
                 window=shape.window,
                 page_size=page_size,
-                kv_heads=kv_heads,
+                per_slot=_per_slot(shape),
                 most=_items_of_a_product(shape, q.device),
                 whole=q.is_cuda,
             )
@@ -169,9 +169,9 @@ class Planned:
         mine = mine.transpose(1, 2).reshape(rows, kv_heads, places, dim)
         spare = -places % 4 if places > 4 else 0
         mine = F.pad(mine, (0, 0, 0, spare)) if spare else mine
-        k, v = (ins[name].reshape(-1, dim) for name in ("k_cache", "v_cache"))
-        heads = torch.arange(kv_heads, device=q.device).view(-1, 1)
-        parts = [_attend(items, mine, k, v, heads, places) for items in plan.parts]
+        k, v = (_flat(ins[name], shape) for name in ("k_cache", "v_cache"))
+        heads = torch.arange(_per_slot(shape), device=q.device).view(-1, 1)
+        parts = [_attend(items, mine, k, v, heads, places, shape) for items in plan.parts]
         top, total, value = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
         merged = planned.merge(top, total, value, plan.splits, rows)[:, :, :places]
         merged = merged.reshape(rows, kv_heads, self.queries, per, dim)
@@ -180,27 +180,54 @@ class Planned:
 
 
 def _attend(
-    items: splits.Items, mine: Tensor, k: Tensor, v: Tensor, heads: Tensor, places: int
+    items: splits.Items, mine: Tensor, k: Tensor, v: Tensor, heads: Tensor, places: int, shape: Shape
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per item the largest score [items, kv heads, places, 1], Σ exp [the same] and Σ exp · v [.., head_dim]."""
-    count, kv_heads = len(items.tiles), len(heads)
+    count, kv_heads = len(items.tiles), shape.kv_heads
     mine = mine.index_select(0, items.tiles).flatten(0, 1)  # [items · kv heads, padded places, head_dim]
     batch, padded, dim = mine.shape
     index = (items.slots + heads).view(-1)
-    keys = k.index_select(0, index).view(batch, KEYS, dim).float()
-    values = v.index_select(0, index).view(batch, KEYS, dim).float()
-    scores = torch.bmm(mine, keys.mT).view(count, kv_heads, padded, KEYS)
+    keys, key_scales = _held(k, index, shape)
+    values, value_scales = _held(v, index, shape)
+    scores = torch.bmm(mine, keys.view(batch, KEYS, dim).mT).view(count, kv_heads, padded, KEYS)
+    if key_scales is not None:
+        scores.mul_(key_scales)
     queries = items.hidden.shape[2]
     asked = scores if padded == places else scores[:, :, :places]
     asked.view(count, kv_heads, queries, -1, KEYS).masked_fill_(items.hidden, -torch.inf)
     top = scores.amax(-1, keepdim=True).clamp_(min=LEAST)
     weights = scores.sub_(top).exp_()
-    value = torch.bmm(weights.view(batch, padded, KEYS), values)
-    return top, weights.sum(-1, keepdim=True), value.view(count, kv_heads, padded, dim)
+    total = weights.sum(-1, keepdim=True)
+    if value_scales is not None:
+        weights.mul_(value_scales)
+    value = torch.bmm(weights.view(batch, padded, KEYS), values.view(batch, KEYS, dim))
+    return top, total, value.view(count, kv_heads, padded, dim)
 
 
-def _on_device(group: splits.Group, kv_heads: int, device: torch.device) -> splits.Group:
-    """The group as `_attend` reads it: slots count heads, and the masks have axes for them."""
+def _flat(cache: Tensor, shape: Shape) -> Tensor:
+    """The cache's rows one after the other; where they are as wide as can be, each head by itself."""
+    return cache.flatten(0, 1) if shape.narrow else cache.reshape(-1, shape.head_dim)
+
+
+def _per_slot(shape: Shape) -> int:
+    """How many rows of `_flat` a slot has."""
+    return 1 if shape.narrow else shape.kv_heads
+
+
+def _held(flat: Tensor, index: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None]:
+    """Some rows as fp32 [items · kv heads · KEYS, head_dim]; if they are codes, also scales [items, kv heads, 1, KEYS].
+
+    Scales are left to be multiplied with scores and weights, which are fewer than the codes.
+    """
+    found = flat.index_select(0, index)
+    if not shape.narrow:
+        return found.float(), None
+    codes, scales = kv_codes.parts(found.view(-1, KEYS, found.shape[1]), shape.kv_heads, shape.head_dim, shape.kv)
+    return kv_codes.widened(codes.transpose(1, 2)), scales.transpose(1, 2).unsqueeze(2)
+
+
+def _on_device(group: splits.Group, per_slot: int, device: torch.device) -> splits.Group:
+    """The group as `_attend` reads it: slots count rows of `_flat`, and the masks have axes for them."""
 
     def moved(array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -208,7 +235,7 @@ def _on_device(group: splits.Group, kv_heads: int, device: torch.device) -> spli
     def items(part: splits.Items) -> splits.Items:
         return splits.Items(
             tiles=moved(part.tiles),
-            slots=moved(part.slots[:, None, :] * kv_heads),
+            slots=moved(part.slots[:, None, :] * per_slot),
             hidden=moved(part.hidden[:, None, :, None, :]),
         )
 

@@ -14,6 +14,7 @@ from allotrope.hw.device import Device
 from allotrope.ops.attention.shape import Shape, unsupported
 from allotrope.ops.attention.spans import Spans
 from allotrope.ops.contract import Array, Problem, Scalar
+from allotrope.ops.kv_codes import read
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,23 @@ class Whole:
     ) -> None:
         """Compute span by span."""
         shape, q, page_size = Shape.of(params), ins["q"], ins["k_cache"].shape[1]
-        k = ins["k_cache"].view(-1, shape.kv_heads * shape.head_dim)
-        v = ins["v_cache"].view(-1, shape.kv_heads * shape.head_dim)
+        k, v = (ins[name].flatten(0, 1) for name in ("k_cache", "v_cache"))
         memo, key = ins["spans"].memo, ("whole", shape.window, page_size, q.device)
         if key not in memo:
             memo[key] = list(_dense_spans(ins["spans"], shape.window, page_size, q.device))
         for span in memo[key]:
             many = span.requests
 
-            def heads(flat: Tensor, count: int, many: int = many) -> Tensor:
-                return flat.view(many, -1, count, shape.head_dim).transpose(1, 2)
+            def heads(flat: Tensor, many: int = many) -> Tensor:
+                return flat.unflatten(0, (many, -1)).transpose(1, 2)
+
+            def held(cache: Tensor, slots: Tensor = span.slots) -> Tensor:
+                return read(cache.index_select(0, slots), shape.kv_heads, shape.head_dim, shape.kv, q.dtype)
 
             result = self.dense(
-                heads(q.index_select(0, span.rows), shape.heads),
-                heads(k.index_select(0, span.slots), shape.kv_heads),
-                heads(v.index_select(0, span.slots), shape.kv_heads),
+                heads(q.index_select(0, span.rows).unflatten(1, (shape.heads, shape.head_dim))),
+                heads(held(k)),
+                heads(held(v)),
                 span,
                 shape.scale,
             )
