@@ -47,7 +47,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Cache:
-    """The KV pool's shape: per layer two arrays `[pages, page_size, row_width]`, of elements or bytes (`ops.kv_rows`)."""
+    """The KV pool's shape: per layer two arrays `[pages, page_size, row_width]` (see `ops.kv_rows`)."""
 
     layers: int
     kv_heads: int

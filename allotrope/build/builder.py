@@ -37,10 +37,13 @@ from allotrope.models.checkpoint import RANDOM
 from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
 from allotrope.ops import kernels, registry
+from allotrope.ops.kv_rows import COMPUTE
+from allotrope.quant.cache import with_cache
 from allotrope.quant.held import held
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
 from allotrope.quant.policy import Policy, Wanted, policy
+from allotrope.runtime.buffers import page_bytes
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
 
@@ -98,6 +101,7 @@ def build(
         with progress(len(model.sources), "reading weights") as shown:
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
+        lowered = with_cache(lowered, options.kv or COMPUTE)
         limits = _limits(lowered, options)
         chosen = policy(lowered, Wanted(**options.wanted), held(model, lowered))
         if options.wanted or chosen.narrow:
@@ -115,6 +119,7 @@ def build(
         evidence = {
             **described.evidence,
             "quantisation": narrowed.to_json(),
+            "kv": _kv(selection.plan),
             "dropped_zero_biases": zero,
             "notes": list(model.notes),
             "tuning": {"effort": options.tune, "threads": threads, **tuned},
@@ -221,6 +226,15 @@ def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
         "wanted": options.executor,
         "graph_rows": rows,
         "kind": "graph" if rows and options.executor == "graph" else "eager",
+    }
+
+
+def _kv(plan: Plan) -> dict[str, Any]:
+    """In which format keys and values are kept, and what a token takes."""
+    return {
+        "format": plan.cache.dtype,
+        "bytes_per_token": page_bytes(plan, 1),
+        "bytes_per_token_wide": page_bytes(with_cache(plan, COMPUTE), 1),
     }
 
 

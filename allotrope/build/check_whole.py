@@ -23,7 +23,9 @@ from allotrope.build.options import BuildOptions
 from allotrope.errors import BuildError
 from allotrope.hw.device import Device
 from allotrope.ops import check
+from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.tactic import REFERENCE
+from allotrope.quant.cache import with_cache
 from allotrope.runtime.eager import EagerExecutor
 from allotrope.runtime.step import WANT_ALL, StepInput
 
@@ -60,12 +62,12 @@ def check_whole(engine: Engine, lowered: Plan, device: Device, options: BuildOpt
 
 
 def _wide(plan: Plan) -> Plan:
-    """The plan with activations as they are computed.
+    """The plan with activations, keys and values as they are computed.
 
     Rounding may push a value over the border between two codes, and then it is off by a whole step: as much as coding
-    it may cost at the most. So where activations are coded, that cost is a floor, too.
+    it may cost at the most. So where any of them are coded, that cost is a floor, too.
     """
-    return replace(plan, calls=tuple(_with_wide_inputs(call) for call in plan.calls))
+    return with_cache(replace(plan, calls=tuple(_with_wide_inputs(call) for call in plan.calls)), COMPUTE)
 
 
 def _with_wide_inputs(call: Call) -> Call:

@@ -8,17 +8,17 @@ from typing import Any
 
 from allotrope.build.fuse import FUSIONS
 from allotrope.errors import UsageError
+from allotrope.ops.kv_rows import NARROW as KV
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 WEIGHTS = ("int8", "int4", "fp8", "fp16", "bf16")
 ACTIVATIONS = ("int8", "fp8")
-KV = ("int8", "fp8")
 METHODS = ("auto", "nearest", "gptq", "awq")
 TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")
 EXECUTORS = ("auto", "eager", "graph")
 
-_LATER = ("kv", "max_kl", "calibration", "calibration_tokens")
+_LATER = ("max_kl", "calibration", "calibration_tokens")
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ class BuildOptions:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}", where="build", remedy=f"choose {', '.join(choices)}"
                 )
+        if self.kv is not None and self.kv not in KV:
+            raise UsageError(f"kv is {self.kv!r}", where="build", remedy=f"choose {', '.join(KV)}, or leave it out")
         for name, most in (("max_batch", 65_536), ("max_len", 2**24), ("threads", 1024), ("seed", 2**63 - 1)):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is not None and (type(value) is not int or not least <= value <= most):
                 raise UsageError(
                     f"{name} is {value!r}", where="build", remedy=f"give a whole number, {least} to {most}"
                 )
-
         if self.wanted:
             from allotrope.quant.policy import Wanted
 

@@ -13,6 +13,7 @@ from allotrope.build import build
 from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
 from allotrope.commands.formats import add_formats, print_errors
 from allotrope.commands.output import Output, time_text
+from allotrope.ops.kv_rows import COMPUTE
 from allotrope.units import bytes_text
 
 HELP = "Pick the fastest kernels that are also right here, and write an engine folder."
@@ -93,6 +94,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     out.line(
         f"whole model: error {_short(whole['rms_error'])}, noise floor {_short(whole['floor_rms'])} of the logits' RMS"
     )
+    kv = evidence["kv"]
+    if kv["format"] != COMPUTE:
+        narrow, wide = (bytes_text(kv[name]) for name in ("bytes_per_token", "bytes_per_token_wide"))
+        out.sentence(f"KV cache: {kv['format']}, {narrow} per token instead of {wide}")
     size = sum(facts.bytes for facts in built.manifest.files.values())
     out.line(
         f"{built.path}: {bytes_text(size)}, {built.manifest.dtype}, in {time_text(built.seconds)}, "
@@ -108,6 +113,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "fusions": evidence["fusions"],
             "batch_variance": evidence["batch_variance"],
             "whole_model": whole,
+            "kv": kv,
             "bytes": size,
             "dtype": built.manifest.dtype,
         }

@@ -10,8 +10,9 @@ from allotrope.commands.output import Output, count_text, time_text
 from allotrope.errors import UsageError
 from allotrope.hw import detect, peaks
 from allotrope.hw.peaks import Ceilings
-from allotrope.models.inspect import NARROW_KV, Inspection, Narrow, describe, inspect
+from allotrope.models.inspect import Inspection, Narrow, describe, inspect
 from allotrope.models.model import Model, open_model
+from allotrope.ops.kv_rows import NARROW
 from allotrope.units import bytes_text
 
 HELP = "What a checkpoint is, its bytes, and the fastest that it could run here."
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ckpt", metavar="CKPT", help="a folder in Hugging Face layout, or random:SHAPE")
     add_weight_formats(parser, (*_DTYPES, *_FORMATS), "predict for weights stored so (as they are)")
     parser.add_argument(
-        "--kv", choices=(*_DTYPES, *NARROW_KV), help="predict for keys and values stored so (as the weights)"
+        "--kv", choices=(*_DTYPES, *NARROW), help="predict for keys and values stored so (as the weights)"
     )
     parser.add_argument("--max-len", type=int, metavar="N", help="tokens per sequence (the model's limit)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="sequences at once (1)")

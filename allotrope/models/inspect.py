@@ -13,12 +13,10 @@ from allotrope.hw.peaks import Ceilings
 from allotrope.models.dtypes import DTYPES
 from allotrope.models.model import Model
 from allotrope.models.recipe import Attention, Recipe, slots
+from allotrope.ops.kv_rows import COMPUTE, NARROW, row_bytes
 
 BATCHES = (1, 8, 64)
 _LOOKED_UP = ("embed.weight", "embed.positions")  # a step reads single rows of these
-
-
-NARROW_KV = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def inspect(
         weights,
         {s: math.prod(shape) * DTYPES[weights].itemsize for s, shape in slots(recipe).items()}
         | dict(narrow.nbytes if narrow else {}),
-        2 * _row_bytes(kv, kv_heads, head_dim),
+        2 * row_bytes(kv if kv in NARROW else COMPUTE, kv_heads, head_dim, kv),
     )
     batches = [batch for batch in BATCHES if max_batch is None or batch < max_batch]
     if max_batch is not None:
@@ -152,12 +150,6 @@ class _Sizes:
     dtype: str
     weights: Mapping[str, int]
     kv: int
-
-
-def _row_bytes(kv: str, kv_heads: int, head_dim: int) -> int:
-    """A token's keys in one layer; in few bits, codes filled up to whole words, and a scale per head."""
-    width = kv_heads * head_dim
-    return -(-width // 4) * 4 + 4 * kv_heads if kv in NARROW_KV else width * DTYPES[kv].itemsize
 
 
 def _floor(recipe: Recipe, batch: int, length: int, sizes: _Sizes, ceilings: Ceilings | None) -> Floor:

@@ -18,7 +18,7 @@ _CODE = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 def coded(values: Tensor, heads: int, form: str) -> Tensor:
     """Rows [..., heads · head_dim] as bytes [..., row width]. Bit for bit the same on every device."""
-    wide = values.float().unflatten(-1, (heads, -1))
+    wide = torch.unflatten(values.float(), -1, (heads, -1))
     top = _TOP[form]
     peak = wide.abs().amax(-1, keepdim=True)
     # A tensor, for by a number CUDA would not divide but multiply with its reciprocal.
@@ -33,7 +33,7 @@ def coded(values: Tensor, heads: int, form: str) -> Tensor:
 
 def parts(rows: Tensor, heads: int, head_dim: int, form: str) -> tuple[Tensor, Tensor]:
     """Codes [..., heads, head_dim] and scales [..., heads] of rows [..., row width]: views."""
-    codes = rows[..., : heads * head_dim].view(_CODE[form]).unflatten(-1, (heads, head_dim))
+    codes = torch.unflatten(rows[..., : heads * head_dim].view(_CODE[form]), -1, (heads, head_dim))
     return codes, rows[..., scales_at(heads, head_dim) :].view(torch.float32)
 
 
@@ -58,7 +58,9 @@ def decoded(rows: Tensor, heads: int, head_dim: int, form: str, dtype: torch.dty
 
 def read(rows: Tensor, heads: int, head_dim: int, form: str, dtype: torch.dtype) -> Tensor:
     """Rows [..., row width] of a cache of any form, [..., heads, head_dim]; `dtype` is for narrow ones."""
-    return rows.unflatten(-1, (heads, head_dim)) if form == COMPUTE else decoded(rows, heads, head_dim, form, dtype)
+    if form == COMPUTE:
+        return torch.unflatten(rows, -1, (heads, head_dim))
+    return decoded(rows, heads, head_dim, form, dtype)
 
 
 def fake(values: Tensor, heads: int, form: str) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from allotrope.artifact.plan import Call, Plan
 from allotrope.ops import check
+from allotrope.ops.kv_codes import fake
 from allotrope.verify.drive import Driver, Others, block_ends
 from allotrope.verify.oracle import LOGITS, ROTATION, Oracle, Values
 from allotrope.verify.places import HEAD, Place, Places, block_probes
@@ -91,7 +92,7 @@ def walk_ops(driver: Driver, places: Places, truth: Oracle, same: Oracle, sequen
 
     driver.walk(sequences, visit)
     return tuple(
-        _op_row(place, taken[place.path], expected[place.path], _floor(place, floors, given), same.precision)
+        _op_row(place, taken[place.path], expected[place.path], _floor(place, floors, given), same)
         for place in places
         if place.path in taken
     )
@@ -104,11 +105,11 @@ def _floor(place: Place, floors: Values, given: Mapping[str, torch.Tensor]) -> t
     return place.of_oracle({**given, ROTATION: floors[ROTATION]})
 
 
-def _op_row(place: Place, actual: torch.Tensor, expected: torch.Tensor, floor: torch.Tensor, precision: str) -> OpRow:
-    if place.cache is not None:  # moved, so equal to what was put at its input
-        expected = floor = expected.to(actual.dtype)
+def _op_row(place: Place, actual: torch.Tensor, expected: torch.Tensor, floor: torch.Tensor, same: Oracle) -> OpRow:
+    if place.cache is not None:  # equal to what was put at its input, or to what that means when it is coded
+        expected = floor = fake(expected.to(same.dtype).to(actual.dtype), place.heads, place.form)
     error, base = check.compare(actual, expected), check.compare(floor, expected)
-    return OpRow(place.path, place.op, place.block, error, base, check.within(error, base, precision))
+    return OpRow(place.path, place.op, place.block, error, base, check.within(error, base, same.precision))
 
 
 def _take(taken: Taken, key: str, value: torch.Tensor, index: torch.Tensor, sequences: Sequences) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from allotrope.artifact.plan import Call, Plan, kind, name
 from allotrope.models.family import Family, Site
 from allotrope.models.recipe import Recipe
+from allotrope.ops.kv_codes import decoded
+from allotrope.ops.kv_rows import COMPUTE
 from allotrope.verify.oracle import LOGITS, ROTATION, Oracle, Probe, Values
 
 EMBED, HEAD = "embed", "head"
@@ -32,16 +35,23 @@ class Place:
     columns: tuple[int, int] | None = None
     site_columns: tuple[int, int] | None = None
     rotated_heads: int | None = None  # the value is what stands at the probe, rotated
-    cache: str | None = None  # the value was moved into this cache, bit for bit
+    cache: str | None = None  # the value was written into this cache: moved bit for bit, or coded
+    form: str = COMPUTE  # the cache's
+    heads: int = 1  # in a row of the cache, each of `head_dim` channels
+    head_dim: int = 1
     operand: str = "out"  # the call's, that holds it
 
     def of_engine(self, outs: Mapping[str, torch.Tensor], cache_rows: torch.Tensor) -> torch.Tensor:
         """This place's columns of the call's output: a view; of a cache, the rows that were written."""
         if self.cache is not None:
-            whole = outs[self.cache]
-            return whole.reshape(-1, whole.shape[-1])[cache_rows]
+            rows = outs[self.cache].flatten(0, 1)[cache_rows]
+            return rows if self.form == COMPUTE else self._decoded(rows)
         out = outs[self.operand]
         return out if self.columns is None else out[:, self.columns[0] : self.columns[1]]
+
+    def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
+        """What a narrow cache's rows mean, in fp32."""
+        return decoded(rows, self.heads, self.head_dim, self.form, torch.float32).flatten(1)
 
     def of_oracle(self, values: Values, round_to: torch.dtype | None = None) -> torch.Tensor:
         """What the original has here; a rotation's input is first rounded, as every op's input is."""
@@ -106,6 +116,8 @@ class Places:
 
     def __init__(self, plan: Plan, family: Family, recipe: Recipe, oracle: Oracle, blocks: Sequence[str]) -> None:
         self._family, self._recipe, self._oracle = family, recipe, oracle
+        cache = plan.cache
+        self._kept: dict[str, Any] = {"form": cache.dtype, "heads": cache.kv_heads, "head_dim": cache.head_dim}
         self.probes: dict[str, Probe] = {}
         self.by_call: dict[str, tuple[Place, ...]] = {}
         for call in plan.calls:
@@ -144,9 +156,11 @@ class Places:
         if which == "k":
             found = self._turned(path, call.op, block, "k")
             if found is not None:
-                return replace(found, cache="k_cache")
+                return replace(found, cache="k_cache", **self._kept)
         seen = self._seen(f"{block}.attn.{which}", block)
-        return None if seen is None else Place(path, call.op, block, seen[0], None, seen[1], cache=f"{which}_cache")
+        if seen is None:
+            return None
+        return Place(path, call.op, block, seen[0], None, seen[1], cache=f"{which}_cache", **self._kept)
 
     def _turned(self, path: str, op: str, block: str, which: str) -> Place | None:
         """A rotation, or log-n, which is the identity wherever the oracle is the same model."""

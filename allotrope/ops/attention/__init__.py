@@ -5,8 +5,9 @@ window the last `window` of them, itself included. Keys and values are read only
 row's own included: key i of request r lies in page `page_table[r, i // page_size]` at `i % page_size`.
 
 A problem's axes: `rows` (queries in all), `requests`, `context` (keys of the longest request when the step is
-done), `page_size`, `width` (heads · head_dim) and `cache_width` (of a row of the caches, of form `kv`: `ops.kv_rows`). `requests_1` (requests + 1),
-`pages` and `max_pages` name the shapes of operands; the input maker makes as many pages as it needs.
+done), `page_size`, `width` (heads · head_dim) and `cache_width` (of a row of the caches, which is of the form `kv`,
+see `ops.kv_rows`). `requests_1` (requests + 1), `pages` and `max_pages` name the shapes of operands; the input maker
+makes as many pages as it needs.
 A tactic that plans on the device takes the width of the page table for its bound on the context.
 """
 

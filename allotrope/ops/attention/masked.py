@@ -68,7 +68,7 @@ class Masked:
         if key not in memo:
             memo[key] = _planned(ins["row_first"], table, ins["k_cache"], heads, q.dtype)
         slots, mask = memo[key]
-        keys, values = (part.unflatten(0, (rows, -1)) for part in _gathered(ins, slots, shape))
+        keys, values = (torch.unflatten(part, 0, (rows, -1)) for part in _gathered(ins, slots, shape))
         result = F.scaled_dot_product_attention(
             torch.unflatten(q, 1, (heads, 1, shape.head_dim)),
             keys.transpose(1, 2),

@@ -59,7 +59,7 @@ class Request:
 def assemble(
     requests: Sequence[Request], page_size: int, random: torch.Generator, form: str = COMPUTE, kv_heads: int = 1
 ) -> dict[str, Array]:
-    """A step's inputs: the requests' keys on shuffled pages, in the cache's form, NaN in every place that holds none."""
+    """A step's inputs: the requests' keys on shuffled pages, in the form asked for, NaN in every other place."""
     held = [-(-len(request.k) // page_size) for request in requests]
     pages = sum(held) + POISON_PAGES
     order = torch.randperm(pages, generator=random).int()

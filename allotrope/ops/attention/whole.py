@@ -73,13 +73,13 @@ class Whole:
             many = span.requests
 
             def heads(flat: Tensor, many: int = many) -> Tensor:
-                return flat.unflatten(0, (many, -1)).transpose(1, 2)
+                return torch.unflatten(flat, 0, (many, -1)).transpose(1, 2)
 
             def held(cache: Tensor, slots: Tensor = span.slots) -> Tensor:
                 return read(cache.index_select(0, slots), shape.kv_heads, shape.head_dim, shape.kv, q.dtype)
 
             result = self.dense(
-                heads(q.index_select(0, span.rows).unflatten(1, (shape.heads, shape.head_dim))),
+                heads(torch.unflatten(q.index_select(0, span.rows), 1, (shape.heads, shape.head_dim))),
                 heads(held(k)),
                 heads(held(v)),
                 span,
