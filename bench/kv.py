@@ -59,7 +59,7 @@ def main() -> None:
     for name in args.names:
         found[name] = measure(MODELS / name, texts.sample(texts.bundled(MODELS / "data", name), args.bytes), args)
         out.line(f"{name}: {found[name]['tokens']} tokens, perplexity {found[name]['perplexity']:.4f}")
-        out.table(("kv", "bytes/token", "perplexity cost", "95 %", "KL", "same top-1", "ms/step"), rows(found[name]))
+        out.table(("kv", "bytes/token", "cost", "95 %, in %", "KL", "same top-1", "ms/step"), rows(found[name]))
         out.line()
     if args.out is not None:
         told = {"bytes": args.bytes, "dtype": args.dtype, "versions": fingerprint.versions(), "models": found}
@@ -72,8 +72,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             form,
             str(cell["bytes_per_token"]),
-            f"{100 * cell['cost']:+.4f} %",
-            f"{100 * cell['interval'][0]:+.4f} … {100 * cell['interval'][1]:+.4f}",
+            f"{100 * cell['cost']:+.3f} %",
+            f"{100 * cell['interval'][0]:+.3f} {100 * cell['interval'][1]:+.3f}",
             f"{cell['kl']:.1e}",
             f"{100 * cell['same_top1']:.2f} %",
             f"{cell['ms_per_step']:.2f}",
