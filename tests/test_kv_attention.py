@@ -137,7 +137,7 @@ def test_a_narrow_cache_is_cheaper_and_misfits_are_refused(form: str) -> None:
     wrong = dataclasses.replace(right, axes={**right.axes, "cache_width": 16})
     for tactic in TACTICS:
         assert tactic.why_not(right, CPU) is None
-        assert f"the cache's rows have 16 bytes; 2 heads of 8 as {form} take 24" in str(tactic.why_not(wrong, CPU))
+        assert f"the cache's rows are 16 wide; 2 heads of 8 as {form} take 24" in str(tactic.why_not(wrong, CPU))
 
 
 def test_codes_are_those_of_the_rounded_values() -> None:

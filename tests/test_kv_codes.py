@@ -136,8 +136,8 @@ def test_a_row_is_as_long_as_the_layout_says(heads: int, dim: int, size: int) ->
 
 def test_misfits_are_said_in_words() -> None:
     assert all(misfit(form, 3, 5, row_width(form, 3, 5)) is None for form in FORMS)
-    assert misfit("int8", 3, 5, 15) == "the cache's rows have 15 bytes; 3 heads of 5 as int8 take 28"
-    assert misfit("compute", 3, 5, 28) == "the cache's rows have 28 elements; 3 heads of 5 as compute take 15"
+    assert misfit("int8", 3, 5, 15) == "the cache's rows are 15 wide; 3 heads of 5 as int8 take 28"
+    assert misfit("compute", 3, 5, 28) == "the cache's rows are 28 wide; 3 heads of 5 as compute take 15"
     assert misfit("int4", 3, 5, 15) == "KV format 'int4' is unknown; there are compute, int8, fp8"
 
 
@@ -176,7 +176,7 @@ def test_a_write_says_why_not() -> None:
     uneven = dataclasses.replace(posed, params={"kv": "int8", "kv_heads": 4})
     assert tactic.why_not(uneven, CPU) == "15 channels cannot be 4 heads"
     wide = dataclasses.replace(posed, axes={**posed.axes, "cache_width": 15})
-    assert "rows have 15 bytes" in str(tactic.why_not(wide, CPU))
+    assert "rows are 15 wide" in str(tactic.why_not(wide, CPU))
     assert tactic.why_not(posed, CPU) is None
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from allotrope.build.fuse import FUSIONS
 from allotrope.errors import UsageError
-from allotrope.ops.kv_rows import NARROW as KV
+from allotrope.ops.kv_rows import NARROW
 
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 WEIGHTS = ("int8", "int4", "fp8", "fp16", "bf16")
 ACTIVATIONS = ("int8", "fp8")
+KV = NARROW
 METHODS = ("auto", "nearest", "gptq", "awq")
 TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")

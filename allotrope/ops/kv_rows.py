@@ -43,6 +43,5 @@ def misfit(form: str, heads: int, head_dim: int, width: int) -> str | None:
         return f"KV format {form!r} is unknown; there are {', '.join(FORMS)}"
     wanted = row_width(form, heads, head_dim)
     if width != wanted:
-        kind = "elements" if form == COMPUTE else "bytes"
-        return f"the cache's rows have {width} {kind}; {heads} heads of {head_dim} as {form} take {wanted}"
+        return f"the cache's rows are {width} wide; {heads} heads of {head_dim} as {form} take {wanted}"
     return None
