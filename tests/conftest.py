@@ -11,6 +11,7 @@ import pytest
 from allotrope import settings
 
 if TYPE_CHECKING:  # tests of integers alone need not wait for torch
+    from tests.narrow_engines import Narrow
     from tests.verifying import Forge
 
 
@@ -46,3 +47,11 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     from tests.verifying import Forge
 
     return Forge(tmp_path_factory.getbasetemp() / "forge")
+
+
+@pytest.fixture(scope="session")
+def narrow(forge: Forge) -> Narrow:
+    """Quantised engines, each built once."""
+    from tests.narrow_engines import Narrow
+
+    return Narrow(forge)

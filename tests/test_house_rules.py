@@ -36,7 +36,19 @@ LAYERS = {
     "quant": {"errors", "hw", "ops", "artifact", "models"},
     "runtime": {"errors", "paths", "settings", "units", "hw", "ops", "artifact", "tokenizers"},
     "build": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "quant", "runtime"},
-    "verify": {"errors", "paths", "settings", "hw", "ops", "artifact", "tokenizers", "models", "runtime", "build"},
+    "verify": {
+        "errors",
+        "paths",
+        "settings",
+        "units",
+        "hw",
+        "ops",
+        "artifact",
+        "tokenizers",
+        "models",
+        "runtime",
+        "build",
+    },
     "bench": {"errors", "settings", "hw", "ops", "artifact", "runtime", "build", "verify"},
 }
 COMPOSE = {"cli", "api", "commands", "__main__", "__init__"}

@@ -11,12 +11,16 @@ from allotrope.commands.output import Output
 from allotrope.errors import UsageError
 
 if TYPE_CHECKING:
+    from allotrope.verify.records import Attribution
     from allotrope.verify.session import Result
 
 HELP = (
     "The verdict: identical, within rounding, close or degraded. Compares an engine\n"
     "with the original in transformers, on the same tokens, and keeps the result in\n"
-    "the engine's folder as verify.json. Exits 3 when the verdict is not enough."
+    "the engine's folder as verify.json. Exits 3 when the verdict is not enough.\n"
+    "Of a quantised engine two answers: whether it computes what its own weights\n"
+    "say, and what these cost beside the original. --attribute says which module\n"
+    "costs how much, and what widening it would buy back."
 )
 WORDS = ("identical", "within rounding", "close", "degraded")
 LEVELS = "preflight,layers,logits,tokens"
@@ -34,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--require",
         choices=WORDS,
         metavar="WORD",
-        help="the least good verdict (fp32: identical; 16 bit: within rounding)",
+        help="the least good verdict (fp32: identical; 16 bit: within rounding; quantised: close)",
+    )
+    parser.add_argument(
+        "--attribute", action="store_true", help="swap quantised modules one at a time: each one's share of the KL"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line; [1, 2, 3] are token ids")
     parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="greedy tokens per prompt (32)")
@@ -53,6 +60,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         locate=args.locate,
         prompts=args.prompts,
         new_tokens=args.new_tokens,
+        attribute=args.attribute,
         seed=args.seed,
         device=args.device,
         allow_pickle=args.allow_pickle,
@@ -61,16 +69,30 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.require and not set(PROVING) <= set(asked.levels):
         raise UsageError(f"--require needs the levels {', '.join(PROVING)}", remedy="leave --level out")
     folder = _engine(args, out)
-    _refuse_narrow(folder)
-    with out.progress(len(asked.levels), "verifying") as shown:
-        result = verify(folder, asked, lambda _: shown.advance())
-    required = args.require or default_requirement(result.findings.dtype)
+    quantised = _quantised(folder)
+    if args.require and quantised and "logits" not in asked.levels:
+        raise UsageError("--require needs the level logits: it says what the formats cost", remedy="leave --level out")
+    with out.progress(len(asked.levels) + quantised, "verifying") as shown:
+        result = verify(folder, asked, lambda _: shown.advance(), out.progress)
+    required = args.require or default_requirement(result.findings.dtype, quantised=quantised)
     well = enough(result.findings.verdict, required)
     _print(result, out)
     if not well:
         out.line(f"Required: {required}. The engine does not pass.")
     out.result({"engine": str(folder), **result.to_json(), "required": required, "passed": well})
     return 0 if well else 3
+
+
+def _print_attribution(found: Attribution, out: Output) -> None:
+    from allotrope.verify import text
+
+    for line in text.attribution_lines(found):
+        out.line(line)
+    if found.blocks:
+        out.table(("block", *text.ATTRIBUTION_HEADERS[1:]), text.attribution_rows(found.blocks))
+    out.table(text.ATTRIBUTION_HEADERS, text.attribution_rows(found.modules))
+    for line in text.widening_lines(found):
+        out.line(line)
 
 
 def _engine(args: argparse.Namespace, out: Output) -> Path:
@@ -81,11 +103,12 @@ def _engine(args: argparse.Namespace, out: Output) -> Path:
     return building.engine_folder(args, out, running=("allow_pickle",) if built else ())
 
 
-def _refuse_narrow(folder: Path) -> None:
+def _quantised(folder: Path) -> bool:
+    """Whether the engine stores anything in less than it computes in."""
     from allotrope.artifact import manifest
+    from allotrope.verify.effective import is_quantised
 
-    if any(call.op == "linear_codes" for call in manifest.read(folder).plan.calls):
-        raise UsageError("its weights are quantised, and verify cannot judge such engines yet", where=str(folder))
+    return is_quantised(manifest.read(folder).plan)
 
 
 def _print(result: Result, out: Output) -> None:
@@ -94,6 +117,10 @@ def _print(result: Result, out: Output) -> None:
     findings = result.findings
     for line in (*text.sentences(result), *text.located_lines(result)):
         out.line(line)
+    if findings.attribution is not None:
+        _print_attribution(findings.attribution, out)
+    if findings.formats:
+        out.line("The implementation, beside the original with the engine's own weights:")
     if findings.preflight is not None:
         out.line("preflight:")
         for line in text.preflight_lines(findings.preflight):

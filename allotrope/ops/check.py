@@ -30,6 +30,7 @@ FACTOR = 2.0  # how much worse than the plain version a tactic may be
 # must still pass. One rounding step of a 16-bit format; in fp32, where a step is small beside any real
 # mistake, eight: vectorised exp, erf and tanh are right only to an ulp or two, and sums in another order err anew.
 _TINY = {"fp32": 8 * 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 8 * 2.0**-52}
+_SUMS = 1e-9  # sums of 2²⁴ squares in fp64 differ by less, whatever their order
 ROW_COUNTS = (1, 8, 64, 512)
 _PROBES = 4
 
@@ -37,6 +38,16 @@ _PROBES = 4
 def tiny(dtype: str) -> float:
     """The error that chance alone may make, relative to the value it is made at."""
     return _TINY[dtype]
+
+
+def same_sum(one: float, other: float) -> bool:
+    """Whether two sums of the same squares in fp64, perhaps on two devices and in two orders, are the same."""
+    return math.isclose(one, other, rel_tol=_SUMS)
+
+
+def no_worse(error: float, recorded: float, dtype: str) -> bool:
+    """Whether a relative error is what was recorded, given that one side was rounded to `dtype` before."""
+    return error <= FACTOR * recorded + tiny(dtype)
 
 
 @dataclass(frozen=True)

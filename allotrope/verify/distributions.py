@@ -61,6 +61,11 @@ def _figures(other: torch.Tensor, truth: torch.Tensor, following: torch.Tensor) 
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
+def mean_kl(other: torch.Tensor, truth: torch.Tensor) -> float:
+    """KL(truth‖other), the mean over all rows."""
+    return float(_figures(other, truth, torch.full((len(truth),), -1, dtype=torch.int64))["kl"].mean())
+
+
 def _perplexity(nll: torch.Tensor) -> float:
     """1 where there is nothing to predict."""
     return math.exp(min(float(nll.mean()), 700.0)) if len(nll) else 1.0

@@ -7,6 +7,10 @@ For each part three values of the same quantity, from the same exact input round
     floor    the original in the engine's own dtype
 
 so that no part answers for what others did. A plain run beside it shows how errors add up.
+
+Where the engine rounds activations, keys or values to codes, both sides are given the same values in front of that,
+too: otherwise a last bit would move a code, and a code is no small error. What lies between two such places within a
+block is the ops' to answer for, and all of them are then looked at.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from allotrope.artifact.plan import Call, Plan
 from allotrope.ops import check
 from allotrope.ops.kv_codes import fake
 from allotrope.verify.drive import Driver, Others, block_ends
-from allotrope.verify.oracle import LOGITS, ROTATION, Oracle, Values
+from allotrope.verify.oracle import DTYPES, LOGITS, ROTATION, Oracle, Values
 from allotrope.verify.places import HEAD, Place, Places, block_probes
+from allotrope.verify.quantisers import Quantisers
 from allotrope.verify.records import BlockRow, Located, OpRow
 
 Sequences = Sequence[Sequence[int]]
@@ -28,15 +33,21 @@ Taken = dict[str, torch.Tensor]
 
 
 def walk_blocks(
-    driver: Driver, plan: Plan, truth: Oracle, same: Oracle, sequences: Sequences, plain: Values
+    driver: Driver,
+    plan: Plan,
+    truth: Oracle,
+    same: Oracle,
+    sequences: Sequences,
+    plain: Values,
+    quantisers: Quantisers,
 ) -> tuple[BlockRow, ...]:
     """One row per block. `plain` are the truth's values of an undisturbed walk over the same sequences."""
-    probes = block_probes(truth)
+    probes = block_probes(truth) | quantisers.probes
     stepped = truth.walk(sequences, probes, round_to=same.dtype)
     given = {probe: stepped[probe].to(same.dtype) for probe in probes}
     floors = same.walk(sequences, probes, given=given)
-    alone = _record_blocks(driver, plan, sequences, {})
-    injected = _record_blocks(driver, plan, sequences, given)
+    alone = _record_blocks(driver, plan, sequences, {}, quantisers)
+    injected = _record_blocks(driver, plan, sequences, given, quantisers)
     rows = list[BlockRow]()
     for block in alone:
         key = LOGITS if block == HEAD else block
@@ -54,33 +65,40 @@ def walk_blocks(
     return tuple(rows)
 
 
-def _record_blocks(driver: Driver, plan: Plan, sequences: Sequences, given: Mapping[str, torch.Tensor]) -> Taken:
+def _record_blocks(
+    driver: Driver, plan: Plan, sequences: Sequences, given: Mapping[str, torch.Tensor], quantisers: Quantisers
+) -> Taken:
     """The residual stream after each block, and the logits; `given` replaces it before the next block runs."""
     ends = {path: block for block, path in block_ends(plan).items()}
     taken: Taken = {}
 
     def visit(call: Call, outs: Mapping[str, torch.Tensor], index: torch.Tensor) -> Others:
-        block = ends.get(call.path)
-        if block is None:
-            return None
-        stream = next(outs[operand] for operand, slot in call.outs.items() if slot == f"b:{plan.hidden}")
-        _take(taken, block, stream, index, sequences)
-        if block not in given:
-            return None
-        stream.copy_(given[block].to(stream.device)[index])
-        # The norm that is fused to a block's last sum belongs to the next block: it must see what that is given.
-        return {"x": torch.zeros_like(stream), "residual": stream} if call.op == "add_norm" else None
+        block, again = ends.get(call.path), None
+        if block is not None:
+            stream = next(outs[operand] for operand, slot in call.outs.items() if slot == f"b:{plan.hidden}")
+            _take(taken, block, stream, index, sequences)
+            if block in given:
+                stream.copy_(given[block].to(stream.device)[index])
+                # The norm fused to a block's last sum belongs to the next block: it must see what that is given.
+                again = {"x": torch.zeros_like(stream), "residual": stream} if call.op == "add_norm" else None
+        if given and quantisers.give(call, outs, given, index):
+            return None  # the norm's own result is what is given
+        return again
 
     logits = driver.walk(sequences, visit)
     return {block: taken[block] for block in ends.values()} | {HEAD: logits}
 
 
-def walk_ops(driver: Driver, places: Places, truth: Oracle, same: Oracle, sequences: Sequences) -> tuple[OpRow, ...]:
+def walk_ops(
+    driver: Driver, places: Places, truth: Oracle, same: Oracle, sequences: Sequences, quantisers: Quantisers
+) -> tuple[OpRow, ...]:
     """One row per op (per part of a fused one) of the blocks that `places` covers, in the plan's order."""
-    stepped = truth.walk(sequences, places.probes, round_to=same.dtype)
-    given = {probe: stepped[probe].to(same.dtype) for probe in places.probes if probe != ROTATION}
-    floors = same.walk(sequences, places.probes, given=given)
+    probes = {**quantisers.probes, **places.probes}
+    stepped = truth.walk(sequences, probes, round_to=same.dtype)
+    given = {probe: stepped[probe].to(same.dtype) for probe in probes if probe != ROTATION}
+    floors = same.walk(sequences, probes, given=given)
     expected = {place.path: place.of_oracle(stepped, same.dtype) for place in places}
+    expected |= {place.path: given[probe] for place in places if (probe := quantisers.cached(place)) is not None}
     taken: Taken = {}
 
     def visit(call: Call, outs: Mapping[str, torch.Tensor], index: torch.Tensor) -> None:
@@ -89,13 +107,21 @@ def walk_ops(driver: Driver, places: Places, truth: Oracle, same: Oracle, sequen
             _take(taken, place.path, out, index, sequences)
             if place.cache is None:
                 out.copy_(expected[place.path].to(out.device)[index])
+        quantisers.give(call, outs, given, index)
 
     driver.walk(sequences, visit)
     return tuple(
-        _op_row(place, taken[place.path], expected[place.path], _floor(place, floors, given), same)
+        _op_row(place, taken[place.path], expected[place.path], _floor(place, floors, given), same.precision)
         for place in places
         if place.path in taken
     )
+
+
+def record_inputs(driver: Driver, quantisers: Quantisers, sequences: Sequences, device: str) -> Taken:
+    """What an engine left to itself gives its quantisers to read."""
+    taken = quantisers.room(sequences, device)
+    driver.walk(sequences, lambda call, outs, index: quantisers.take(call, outs, taken, index))
+    return taken
 
 
 def _floor(place: Place, floors: Values, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -105,11 +131,17 @@ def _floor(place: Place, floors: Values, given: Mapping[str, torch.Tensor]) -> t
     return place.of_oracle({**given, ROTATION: floors[ROTATION]})
 
 
-def _op_row(place: Place, actual: torch.Tensor, expected: torch.Tensor, floor: torch.Tensor, same: Oracle) -> OpRow:
+def _op_row(
+    place: Place,
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    floor: torch.Tensor,
+    precision: str,
+) -> OpRow:
     if place.cache is not None:  # equal to what was put at its input, or to what that means when it is coded
-        expected = floor = fake(expected.to(same.dtype).to(actual.dtype), place.heads, place.form)
+        expected = floor = fake(expected.to(DTYPES[precision]).to(actual.dtype), place.heads, place.form)
     error, base = check.compare(actual, expected), check.compare(floor, expected)
-    return OpRow(place.path, place.op, place.block, error, base, check.within(error, base, same.precision))
+    return OpRow(place.path, place.op, place.block, error, base, check.within(error, base, precision))
 
 
 def _take(taken: Taken, key: str, value: torch.Tensor, index: torch.Tensor, sequences: Sequences) -> None:

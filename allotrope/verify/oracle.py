@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import DynamicCache
 from transformers.initialization import no_init_weights
 
 from allotrope.errors import CheckpointError
@@ -31,14 +33,34 @@ LOGITS = "logits"
 
 Values = dict[str, torch.Tensor]
 Loader = Callable[[], torch.Tensor]
+Pass = Callable[[torch.Tensor], torch.Tensor]
+Round = Callable[[int, torch.Tensor], torch.Tensor] | None
+"""What a layer's cache in few bits gives back of keys or values `[batch, heads, length, head_dim]`."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A place in the original: what goes into a module (its first argument), or what comes out."""
+    """A place in the original: what goes into a module (its first argument), or what comes out.
+
+    Or the keys or the values that a layer's attention reads, of all heads side by side; `module` is then the layer's
+    number.
+    """
 
     module: str
-    side: str  # "in" or "out"
+    side: str  # "in", "out", "key" or "value"
+
+
+_SUSPENDED = ContextVar("suspended", default=False)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside an oracle of fp64: code that says fp32 means it, such as what defines a code to the bit."""
+    token = _SUSPENDED.set(True)
+    try:
+        yield
+    finally:
+        _SUSPENDED.reset(token)
 
 
 class _Double(TorchFunctionMode):
@@ -49,6 +71,9 @@ class _Double(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _SUSPENDED.get():
+            return func(*args, **(kwargs or {}))
+
         def wide(value: Any) -> Any:
             return torch.float64 if value is torch.float32 else value
 
@@ -77,6 +102,7 @@ class Oracle:
     ) -> None:
         self.precision, self.dtype, self.device = precision, DTYPES[precision], device
         self._loaders, self._resident = loaders, resident
+        self.round_kv: Round = None  # what is done to keys and values before attention reads them
         self._by_longest = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
         with self._precise():
             self.model = _skeleton(model_class, config, self.dtype)
@@ -98,6 +124,14 @@ class Oracle:
         if not self._resident:
             return None
         return {source: partial(self.model.get_parameter, source) for source in set(self._sources.values())}
+
+    def set(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Other values for some parameters, by the names that they are loaded under; one not held needs none."""
+        if not self._resident:
+            return
+        for path, source in self._sources.items():
+            if source in values:
+                self.model.get_parameter(path).data.copy_(values[source])
 
     def parameter(self, name: str) -> torch.Tensor | None:
         """A parameter as the checkpoint has it; None if the original has none of that name."""
@@ -130,9 +164,19 @@ class Oracle:
         recorder = _Recorder(real.to(self.device), given or {}, round_to)
         with torch.no_grad(), self._precise():
             self._renew()
-            handles = [recorder.attach(self.module(probe.module), name, probe.side) for name, probe in probes.items()]
+            taps: dict[tuple[int, str], Pass] = {}
+            handles = list[Any]()
+            for name, probe in probes.items():
+                if probe.side in SIDES_OF_KV:
+                    taps[int(probe.module), probe.side] = partial(recorder.heads, name)
+                else:
+                    handles.append(recorder.attach(self.module(probe.module), name, probe.side))
+            rounds = self.round_kv
+            cache = _cache(self.model.config, rounds, taps) if taps or rounds is not None else None
             try:
-                logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+                logits = self.model(
+                    input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None
+                ).logits
             finally:
                 for handle in handles:
                     handle.remove()
@@ -160,7 +204,8 @@ class Oracle:
         with torch.no_grad(), self._precise():
             self._renew()
             ids = torch.tensor([list(prompt)], device=self.device)
-            out = self.model(input_ids=ids, use_cache=True)
+            cache = _cache(self.model.config, self.round_kv, {})
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
             logits = [out.logits[0]]
             for token in text:
                 ids = torch.tensor([[token]], device=self.device)
@@ -258,6 +303,12 @@ class _Recorder:
 
         return module.register_forward_hook(after)
 
+    def heads(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Keys or values `[batch, heads, length, head_dim]`, recorded as rows."""
+        lying = value.transpose(1, 2)
+        passed = self._pass(name, lying.reshape(*self._real.shape, -1))
+        return passed.reshape(lying.shape).transpose(1, 2)
+
     def _pass(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self.values[name] = self.rows(value)
         if name in self._given:
@@ -269,6 +320,24 @@ class _Recorder:
         return value
 
 
+def _cache(config: Any, rounds: Round, taps: Mapping[tuple[int, str], Pass]) -> Any:
+    """transformers' cache, where attention finds its keys and values: tapped there, and rounded as an engine's are."""
+    cache = DynamicCache(config=config)
+    plain = cache.update
+
+    def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+        found = []
+        for side, states in zip(SIDES_OF_KV, (keys, values), strict=True):
+            tap = taps.get((layer, side))
+            seen = states if tap is None else tap(states)
+            found.append(seen if rounds is None else rounds(layer, seen))
+        return plain(*found, layer, *args, **kwargs)
+
+    cache.update = update
+    return cache
+
+
+SIDES_OF_KV = ("key", "value")
 ROTATION = "rotation"
 """The name of a probe at the original's rotary embedding: its cosines and sines, stacked."""
 

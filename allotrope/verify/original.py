@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,15 +21,23 @@ FINER = {"fp32": "fp64", "fp16": "fp32", "bf16": "fp32"}
 """The precision that counts as the truth for an engine of this dtype."""
 
 Raw = np.ndarray[Any, Any]
+Read = Callable[[str], tuple[Raw, str]]
+"""An original tensor by its canonical name, and its dtype tag (bf16 as uint16)."""
 
 
 def oracle(
-    model: Model, precision: str, device: Device, *, resident: bool | None = None, finer: Oracle | None = None
+    model: Model,
+    precision: str,
+    device: Device,
+    *,
+    resident: bool | None = None,
+    finer: Oracle | None = None,
+    weights: Mapping[str, Loader] | None = None,
 ) -> Oracle:
     """`model` as transformers computes it, in `precision`. Held block by block where it would not fit whole.
 
-    With `finer`, the same in a precision that holds the checkpoint's weights exactly, they are rounded from
-    there and not read again.
+    With `finer`, the same in a precision that holds the weights exactly, they are rounded from there and not
+    read again. `weights` are loaders of others than the checkpoint's.
     """
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -47,12 +56,11 @@ def oracle(
     # Nothing is padded here, and transformers' embedding does not stand a token outside the vocabulary.
     config.pad_token_id = model.generation["pad_token_id"]
     if resident is None:
-        count = sum(info.count for info in model.checkpoint.tensors.values())
-        resident = count * _BYTES[precision] <= _SHARE * _free(device)
+        resident = model.parameters * _BYTES[precision] <= _SHARE * _free(device)
     return Oracle(
         getattr(transformers, described.model_class),
         config,
-        (finer and finer.loaders()) or loaders(model),
+        (finer and finer.loaders()) or weights or loaders(model),
         precision,
         device.torch_name,
         layers=len(model.recipe.blocks),
@@ -60,21 +68,34 @@ def oracle(
     )
 
 
-def loaders(model: Model) -> dict[str, Loader]:
+def loaders(model: Model, read: Read | None = None) -> dict[str, Loader]:
     """For each parameter of the oracle's class, by its name there, what reads it from the original tensors.
 
-    The names are found by adapting stand-ins that hold no memory, one original module at a time.
+    The names are found by adapting stand-ins that hold no memory, one original module at a time. `read` gives
+    other tensors than the checkpoint's.
     """
-    found: dict[str, Loader] = {}
-    reader = _ModuleReader(model)
-    for names in _modules(model):
-        standins = {name: np.broadcast_to(np.zeros((), np.uint8), model.original_shape(name)) for name in names}
-        for target in model.family.oracle.tensors(model.config, standins):
-            found[target] = partial(reader.read, names, target)
-    return found
+    reader = _ModuleReader(model, read or (lambda name: (model.read_original(name), model.original_dtype(name))))
+    return {target: partial(reader.read, names, target) for names in modules(model) for target in targets(model, names)}
 
 
-def _modules(model: Model) -> list[tuple[str, ...]]:
+def targets(model: Model, names: Sequence[str]) -> list[str]:
+    """The oracle's parameters that follow from one module's tensors."""
+    standins = {name: np.broadcast_to(np.zeros((), np.uint8), model.original_shape(name)) for name in names}
+    return list(model.family.oracle.tensors(model.config, standins))
+
+
+def adapted(model: Model, names: Sequence[str], read: Read) -> dict[str, torch.Tensor]:
+    """These parameters, of what `read` gives."""
+    found = {name: read(name) for name in names}
+    tags = {tag for _, tag in found.values()}
+    if len(tags) != 1:
+        raise CheckpointError(f"one module's tensors have several dtypes: {sorted(tags)}", where=names[0])
+    tag = tags.pop()
+    made = model.family.oracle.tensors(model.config, {name: raw for name, (raw, _) in found.items()})
+    return {name: as_torch(array, tag) for name, array in made.items()}
+
+
+def modules(model: Model) -> list[tuple[str, ...]]:
     """The original's tensors by canonical name, those of one module together."""
     groups: dict[str, list[str]] = {}
     for name in model.originals:
@@ -85,22 +106,15 @@ def _modules(model: Model) -> list[tuple[str, ...]]:
 class _ModuleReader:
     """Reads and adapts one original module's tensors, and keeps the last: a fused one is asked for by parts."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, read: Read) -> None:
+        self._model, self._read = model, read
         self._names: tuple[str, ...] = ()
         self._adapted: dict[str, torch.Tensor] = {}
 
     def read(self, names: tuple[str, ...], target: str) -> torch.Tensor:
         """The parameter `target`, out of the module whose tensors are `names`."""
         if names != self._names:
-            tags = {self._model.original_dtype(name) for name in names}
-            if len(tags) != 1:
-                raise CheckpointError(f"one module's tensors have several dtypes: {sorted(tags)}", where=names[0])
-            raw = {name: self._model.read_original(name) for name in names}
-            tag = tags.pop()
-            adapted = self._model.family.oracle.tensors(self._model.config, raw)
-            self._adapted = {name: as_torch(array, tag) for name, array in adapted.items()}
-            self._names = names
+            self._adapted, self._names = adapted(self._model, names, self._read), names
         return self._adapted[target]
 
 

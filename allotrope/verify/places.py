@@ -21,6 +21,8 @@ from allotrope.ops.kv_rows import COMPUTE
 from allotrope.verify.oracle import LOGITS, ROTATION, Oracle, Probe, Values
 
 EMBED, HEAD = "embed", "head"
+FUSED = {"linear": "weight", "linear_codes": "codes", "linear_stored": "weight"}
+"""Linear ops, and the operand whose parts say what was fused side by side."""
 _READER = {"attn.attention": "attn.o", "mlp.act": "mlp.down"}  # call: the module that reads its result
 
 
@@ -96,13 +98,14 @@ def parts_of(call: Call, plan: Plan) -> Iterator[tuple[str, tuple[int, int] | No
             out = columns[f"{part}_rotated"]
             yield f"{stem}{part}_rotary", (out.start, out.start + out.width)
         return
-    weight = plan.weights.get(name(call.ins.get("weight", ""))) if call.op == "linear" else None
+    operand = FUSED.get(call.op, "")
+    weight = plan.weights.get(name(call.ins.get(operand, "")))
     if weight is None or len(weight.parts) == 1:
         yield call.path, None
         return
     start = 0
     for slot, shape in weight.parts:
-        yield slot.removesuffix(".weight"), (start, start + shape[0])
+        yield slot.removesuffix(f".{operand}"), (start, start + shape[0])
         start += shape[0]
 
 

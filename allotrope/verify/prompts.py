@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from allotrope.errors import UsageError
@@ -27,6 +27,7 @@ class Prompt:
     name: str
     ids: tuple[int, ...]
     new: int
+    random: bool = False  # no text, but random ids
 
     def with_text(self, text: Sequence[int]) -> tuple[int, ...]:
         """The prompt and what follows."""
@@ -40,13 +41,15 @@ def default_prompts(tokenizer: Tokenizer | None, vocab: int, limit: int, seed: i
     which engine and original are the same model.
     """
     source = random.Random(seed)
-    found = []
+    found = list[Prompt]()
     for number, text in enumerate(TEXTS if tokenizer is not None else ()):
         ids = tokenizer.encode(text) if tokenizer is not None else []
-        found.append((f"text {number + 1}", [token for token in ids if token < vocab]))
+        if known := [token for token in ids if token < vocab][:limit]:
+            found.append(_prompt(f"text {number + 1}", known, limit, new))
     for length in dict.fromkeys((1, min(13, limit), min(60, limit), min(LONGEST, limit))):
-        found.append((f"random {length}", [source.randrange(vocab) for _ in range(length)]))
-    return tuple(_prompt(name, ids[:limit], limit, new) for name, ids in found if ids)
+        drawn = [source.randrange(vocab) for _ in range(length)]
+        found.append(replace(_prompt(f"random {length}", drawn, limit, new), random=True))
+    return tuple(found)
 
 
 def read_prompts(path: Path, tokenizer: Tokenizer | None, vocab: int, limit: int, new: int) -> tuple[Prompt, ...]:

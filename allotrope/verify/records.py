@@ -152,6 +152,91 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the formats lose: the engine beside the original itself, and how its distributions are called for it."""
+
+    word: str
+    figures: Logits
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"word": self.word, **self.figures.to_json()}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one narrow module adds to the whole KL, and what it would cost to make it wide.
+
+    `alone` is the KL where it is the only narrow one, `saved` how much less the whole is where it is the only wide one.
+    """
+
+    module: str
+    format: str
+    alone: float
+    saved: float
+    share: float  # of the whole, by `alone`
+    extra_bytes: int
+
+    @property
+    def saved_per_mib(self) -> float:
+        """KL bought back for each MiB more."""
+        return self.saved * 2**20 / self.extra_bytes if self.extra_bytes else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "saved_per_mib": self.saved_per_mib}
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Where the quality went: the whole KL, and each module's part of it, the largest first.
+
+    `blocks` is by whole blocks, where there were too many modules to swap each: then `modules` are those of the worst.
+    """
+
+    whole: float
+    positions: int
+    modules: tuple[Share, ...]
+    blocks: tuple[Share, ...] = ()
+    listed: int = 10
+
+    @property
+    def parts(self) -> tuple[Share, ...]:
+        """What the whole is cut into: every narrow module is in one of them."""
+        return self.blocks or self.modules
+
+    @property
+    def sum_alone(self) -> float:
+        """Of the parts, each taken alone."""
+        return math.fsum(part.alone for part in self.parts)
+
+    @property
+    def sum_saved(self) -> float:
+        """Of what the parts save, each made wide alone."""
+        return math.fsum(part.saved for part in self.parts)
+
+    @property
+    def widen(self) -> tuple[Share, ...]:
+        """The modules whose widening buys back the most for its bytes."""
+        found = [part for part in self.modules if part.saved > 0]
+        return tuple(sorted(found, key=lambda part: -part.saved_per_mib)[: self.listed])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `sum_over_whole` is 1 where the parts do not act upon one another."""
+        return {
+            "whole": self.whole,
+            "positions": self.positions,
+            "modules": [part.to_json() for part in self.modules],
+            "blocks": [part.to_json() for part in self.blocks],
+            "sum_alone": self.sum_alone,
+            "sum_saved": self.sum_saved,
+            "sum_over_whole": self.sum_alone / self.whole if self.whole else None,
+            "interaction": self.whole - self.sum_alone,
+            "widen": [part.module for part in self.widen],
+        }
+
+
+@dataclass(frozen=True)
 class Divergence:
     """The first token where the engine says something else than the original would, given the same text."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import time
@@ -17,25 +16,31 @@ import torch
 from allotrope import settings, tokenizers
 from allotrope.artifact import manifest
 from allotrope.artifact.engine import Engine, open_engine
+from allotrope.build.builder import Progress, silent
 from allotrope.errors import CheckpointError, TokenizerError, UsageError
 from allotrope.hw.detect import detect
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint, versions
 from allotrope.models.model import Model, open_model
+from allotrope.ops import check
 from allotrope.runtime.eager import settle_torch
 from allotrope.tokenizers import Tokenizer
 from allotrope.verify import question
+from allotrope.verify.attribute import attribute, steps
 from allotrope.verify.distributions import compare_logits, compare_tokens
 from allotrope.verify.drive import Driver
-from allotrope.verify.layers import accused, first_wrong, walk_blocks, walk_ops
+from allotrope.verify.effective import Effective, Stored, formats, is_quantised
+from allotrope.verify.folds import Folds
+from allotrope.verify.layers import accused, first_wrong, record_inputs, walk_blocks, walk_ops
 from allotrope.verify.oracle import LOGITS, Oracle, Values
 from allotrope.verify.original import FINER, oracle
 from allotrope.verify.places import Places, block_probes
 from allotrope.verify.prompts import TEXTS, Prompt, default_prompts, read_prompts
-from allotrope.verify.records import Check, Layers, Logits, Preflight, Tokens, strict
+from allotrope.verify.quantisers import Quantisers
+from allotrope.verify.records import Attribution, Check, Cost, Layers, Logits, Preflight, Tokens, strict
 from allotrope.verify.structure import check_structure
-from allotrope.verify.verdict import LEVELS, Findings
-from allotrope.verify.weights import check_digests, check_weights
+from allotrope.verify.verdict import LEVELS, Findings, cost_word
+from allotrope.verify.weights import check_digests, check_weights, recorded
 
 FILE = "verify.json"
 
@@ -52,6 +57,7 @@ class Question:
     seed: int = 0
     device: str = "auto"
     allow_pickle: bool = False
+    attribute: bool = False  # of a quantised engine: which modules cost what
     threads: int | None = None  # CPU threads of engine and original; None: ALLOTROPE_THREADS, or torch's choice
 
     def __post_init__(self) -> None:
@@ -86,7 +92,9 @@ class Result:
         }
 
 
-def verify(path: Path | str, asked: Question, said: Callable[[str], None] = lambda _: None) -> Result:
+def verify(
+    path: Path | str, asked: Question, said: Callable[[str], None] = lambda _: None, progress: Progress = silent
+) -> Result:
     """Verify the engine at `path`; `said` hears of each stage. The result is also kept in the engine's folder."""
     began = time.perf_counter()
     session = _Session(Path(path), asked)
@@ -95,8 +103,13 @@ def verify(path: Path | str, asked: Question, said: Callable[[str], None] = lamb
         if level in asked.levels:
             said(level)
             found[level] = getattr(session, level)()
+    if session.formats and "logits" in asked.levels:
+        said("cost")
+        found["cost"] = session.cost()
+    if asked.attribute:
+        found["attribution"] = session.attribution(progress)
     result = Result(
-        Findings(session.dtype, **found),
+        Findings(session.dtype, **found, formats=session.formats),
         session.environment(),
         session.prompts,
         session.model.checkpoint.origin,
@@ -118,6 +131,9 @@ class _Session:
         self.dtype = self.engine.manifest.dtype
         self.plan = self.engine.manifest.plan
         self.model = open_original(self.engine, asked.original, allow_pickle=asked.allow_pickle)
+        self.formats = formats(self.plan) if is_quantised(self.plan) else ()
+        if asked.attribute and not self.formats:
+            raise UsageError("nothing in it is quantised, so there is nothing to attribute", where=str(path))
         if self.model.recipe.vocab != self.plan.vocab or len(self.model.recipe.blocks) != self.plan.cache.layers:
             raise UsageError(
                 f"{self.model.checkpoint.origin} is another model: {len(self.model.recipe.blocks)} blocks and "
@@ -125,6 +141,7 @@ class _Session:
                 remedy="name the engine's own original with --original",
             )
         self.tokenizer, self._readable = _tokenizer(self.engine)
+        self._quantisers = Quantisers(self.plan, self.model.family, self.model.recipe)
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -152,12 +169,14 @@ class _Session:
 
     def layers(self) -> Layers:
         """The walk over all blocks, then over the ops of those accused (with `locate`: of all)."""
-        rows = walk_blocks(self._driver, self.plan, self._truth, self._same, self._sequences, self._plain)
-        chosen = [row.block for row in rows] if self.asked.locate else accused(rows)[:1]
+        truth, same, quantisers = self._truth, self._same, self._quantisers
+        rows = walk_blocks(self._driver, self.plan, truth, same, self._sequences, self._plain, quantisers)
+        # A block's row tells nothing of what lies between two places where both sides were given the same values.
+        chosen = [row.block for row in rows] if self.asked.locate or quantisers else accused(rows)[:1]
         if not chosen:
             return Layers(rows)
-        places = Places(self.plan, self.model.family, self.model.recipe, self._truth, chosen)
-        ops = walk_ops(self._driver, places, self._truth, self._same, self._sequences)
+        places = Places(self.plan, self.model.family, self.model.recipe, truth, chosen)
+        ops = walk_ops(self._driver, places, truth, same, self._sequences, quantisers)
         return Layers(rows, ops, first_wrong(rows, ops))
 
     def logits(self) -> Logits:
@@ -167,12 +186,44 @@ class _Session:
 
     def tokens(self) -> Tokens:
         """The engine's own greedy text, judged token by token."""
-        truths, sames = [], []
-        for prompt, text, truth, same in zip(self.prompts, self._texts, *self._by_prompt, strict=True):
-            rows = slice(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(text))
-            truths.append(truth[rows])
-            sames.append(same[rows])
-        return compare_tokens(self.prompts, self._texts, truths, sames, self.dtype)
+        found = self._judged(*self._by_prompt)
+        if found.ok or not self._quantisers:
+            return found
+        # A last bit may have moved a code before. Would the original say so, had it rounded the engine's own values?
+        given = record_inputs(self._driver, self._quantisers, self._sequences, self.device.torch_name)
+        probes = self._quantisers.probes
+        sides = (side.walk(self._sequences, probes, given=given)[LOGITS] for side in (self._truth, self._same))
+        followed = self._judged(*(self._cut(logits) for logits in sides))
+        return followed if followed.ok else found
+
+    def _judged(self, truths: list[torch.Tensor], sames: list[torch.Tensor]) -> Tokens:
+        """The text beside the original's logits, sequence by sequence."""
+        rows = [
+            slice(len(prompt.ids) - 1, len(prompt.ids) - 1 + len(text))
+            for prompt, text in zip(self.prompts, self._texts, strict=True)
+        ]
+        right, near = ([logits[row] for logits, row in zip(side, rows, strict=True)] for side in (truths, sames))
+        return compare_tokens(self.prompts, self._texts, right, near, self.dtype)
+
+    def cost(self) -> Cost:
+        """What the formats lose: the engine beside the original with the checkpoint's own weights."""
+        engine = self._driver.walk(self._texts_only)
+        original = oracle(self.model, FINER[self.dtype], self.device)
+        truth = original.walk(self._texts_only, {})[LOGITS]
+        same = oracle(self.model, self.dtype, self.device, finer=original).walk(self._texts_only, {})[LOGITS]
+        within = check.within(check.compare(engine, truth), check.compare(same, truth), self.dtype) is None
+        figures = compare_logits(engine, truth, same, self._texts_only)
+        return Cost(cost_word(figures, within), figures)
+
+    def attribution(self, progress: Progress) -> Attribution:
+        """Which modules cost what."""
+        sequences = self._texts_only
+        for held in ("_truth", "_same"):  # whole models, whose memory a third one may need
+            self.__dict__.pop(held, None)
+        stored = Stored(self.engine)
+        folds = Folds(stored, self.model, recorded(self.engine))
+        with progress(steps(stored), "attributing") as shown:
+            return attribute(stored, self.model, folds, self._quantisers, self.device, sequences, shown.advance)
 
     @cached_property
     def _by_prompt(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -185,26 +236,29 @@ class _Session:
             pairs = list(zip((prompt.ids for prompt in self.prompts), self._texts, strict=True))
             followed = [[side.follow(ids, text[:-1]) for ids, text in pairs] for side in (self._truth, self._same)]
             return followed[0], followed[1]
-        ends = [0]
-        for ids in self._sequences:
-            ends.append(ends[-1] + len(ids))
-        spans = list(itertools.pairwise(ends))
-        truth, same = self._plain[LOGITS], self._same_plain
-        return [truth[start:end] for start, end in spans], [same[start:end] for start, end in spans]
+        return self._cut(self._plain[LOGITS]), self._cut(self._same_plain)
+
+    def _cut(self, logits: torch.Tensor) -> list[torch.Tensor]:
+        """The logits of all sequences, sequence by sequence."""
+        return list(torch.split(logits, [len(ids) for ids in self._sequences]))
 
     @cached_property
     def _skeleton(self) -> Oracle:
-        """An oracle to look at; the truth itself if it will be walked anyway."""
-        walks = set(self.asked.levels) - {"preflight"}
+        """An oracle to look at; the truth itself if it will be walked anyway and has the checkpoint's own weights."""
+        walks = set(self.asked.levels) - {"preflight"} and not self.formats
         return self._truth if walks else oracle(self.model, FINER[self.dtype], self.device, resident=False)
 
     @cached_property
     def _truth(self) -> Oracle:
-        return oracle(self.model, FINER[self.dtype], self.device)
+        """The original; with the weights that a quantised engine means, rounding where it rounds."""
+        precision = FINER[self.dtype]
+        meant = Effective(Stored(self.engine), self.model).loaders(precision) if self.formats else None
+        return self._quantisers.install(oracle(self.model, precision, self.device, weights=meant))
 
     @cached_property
     def _same(self) -> Oracle:
-        return oracle(self.model, self.dtype, self.device, finer=self._truth)
+        meant = Effective(Stored(self.engine), self.model).loaders(self.dtype) if self.formats else None
+        return self._quantisers.install(oracle(self.model, self.dtype, self.device, finer=self._truth, weights=meant))
 
     @cached_property
     def _driver(self) -> Driver:
@@ -220,6 +274,12 @@ class _Session:
     def _sequences(self) -> list[tuple[int, ...]]:
         """Each prompt with what the engine says after it; the last token drawn is never read."""
         return [prompt.with_text(text[:-1]) for prompt, text in zip(self.prompts, self._texts, strict=True)]
+
+    @cached_property
+    def _texts_only(self) -> list[tuple[int, ...]]:
+        """What costs are measured on: texts, if there are any, for on random ids a model is at a loss anyway."""
+        found = [ids for prompt, ids in zip(self.prompts, self._sequences, strict=True) if not prompt.random]
+        return found or self._sequences
 
     @cached_property
     def _plain(self) -> Values:

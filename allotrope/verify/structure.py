@@ -16,7 +16,7 @@ from allotrope.models.family import Family
 from allotrope.models.recipe import Recipe
 from allotrope.ops import check
 from allotrope.verify.oracle import Oracle
-from allotrope.verify.places import block_of, parts_of
+from allotrope.verify.places import FUSED, block_of, parts_of
 from allotrope.verify.records import Check, Located
 
 _ACTIVATIONS = {  # transformers' classes of an activation → the op's kind
@@ -59,6 +59,8 @@ class _Looker:
             "gated": self._activation,
             "add_positions": self._positions,
             "linear": self._linear,
+            "linear_codes": self._linear,
+            "linear_stored": self._linear,
             "linear_add": self._linear,
             "linear_activation": self._activated,
             "add_norm": self._add_norm,
@@ -145,11 +147,12 @@ class _Looker:
         return check.within(check.compare(ratio, torch.ones_like(ratio)), exact, self._truth.precision) is None
 
     def _linear(self, call: Call) -> Iterator[tuple[str, str]]:
-        weight = self._plan.weights[name(call.ins["weight"])]
+        operand = "codes" if call.op == "linear_codes" else "weight"
+        weight = self._plan.weights[name(call.ins[operand])]
         bias = name(call.ins["bias"]) if "bias" in call.ins else None
         biased = set() if bias is None else {slot for slot, _ in self._plan.weights[bias].parts}
         for (path, _), (slot, shape) in zip(parts_of(call, self._plan), weight.parts, strict=True):
-            path = slot.removesuffix(".weight") if call.op != "linear" else path  # noqa: PLW2901
+            path = path if call.op in FUSED else slot.removesuffix(f".{operand}")  # noqa: PLW2901
             site = self._family.site(path, self._recipe)
             if site is None or site.module not in self._modules:
                 continue

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from allotrope.ops.check import ErrorStats
-from allotrope.verify.records import BlockRow, Layers, Logits, Preflight, Tokens
+from allotrope.units import bytes_text
+from allotrope.verify.records import Attribution, BlockRow, Cost, Layers, Logits, Preflight, Share, Tokens
 from allotrope.verify.session import Result
-from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, PROVING, WITHIN
+from allotrope.verify.verdict import CLOSE, COSTING, DEGRADED, IDENTICAL, PROVING, WITHIN, Findings
 
 _MEANS = {
     IDENTICAL: "every block within the numerics policy, every token the original's",
@@ -15,6 +16,7 @@ _MEANS = {
     CLOSE: "it is not what rounding explains, but the distributions are near",
     DEGRADED: "it is not the same model",
 }
+ATTRIBUTION_HEADERS = ("module", "format", "KL alone", "share", "saved", "extra bytes")
 _SHOWN = 12  # rows of blocks; more are cut in the middle
 BLOCK_HEADERS = ("block", "injected", "floor", "ratio", "total", "mean abs", "<1e-3", "")
 
@@ -22,9 +24,71 @@ BLOCK_HEADERS = ("block", "injected", "floor", "ratio", "total", "mean abs", "<1
 def sentences(result: Result) -> list[str]:
     """The verdict, and what it means."""
     findings = result.findings
+    if findings.formats:
+        return _two_answers(findings)
     if findings.verdict is None:
         return [f"Nothing wrong was found; a verdict needs the levels {', '.join(PROVING)}."]
     return [f"Verdict: {findings.verdict} ({findings.dtype})", f"  {_MEANS[findings.verdict]}"]
+
+
+def _two_answers(findings: Findings) -> list[str]:
+    """Of a quantised engine: whether it computes what its weights say, and what these cost."""
+    needed = f"a verdict needs the levels {', '.join(COSTING)}"
+    head = f"Nothing wrong was found; {needed}." if findings.verdict is None else f"Verdict: {findings.verdict}"
+    quantised = f"  quantised: {', '.join(findings.formats)}; computed in {findings.dtype}"
+    lines = [*_wrapped(head, indent=0), *_wrapped(quantised, indent=4)]
+    word = findings.implementation
+    if word is not None:
+        means = "it does not compute what its own weights say" if word in (CLOSE, DEGRADED) else _MEANS[word]
+        lines += _wrapped(f"  implementation: {word}; {means}", indent=4)
+    if findings.cost is not None:
+        lines += _cost_lines(findings.cost)
+    return lines
+
+
+def _cost_lines(cost: Cost) -> list[str]:
+    found, at = cost.figures, cost.figures.kl_percentiles
+    kl = f"mean {found.mean_kl:.2e}, median {at['50']:.1e}, p99 {at['99']:.1e}, max {found.max_kl:.1e}"
+    line = f"  cost: {cost.word}; KL to the original {kl} nats (mean {found.floor['mean_kl']:.1e} by rounding alone)"
+    second = f"    same top-1 {found.same_top1:.2%}, perplexity {found.perplexity:.4f}, the original's "
+    second += f"{found.original_perplexity:.4f} (ratio {found.perplexity_ratio:.5f}), {found.positions} tokens"
+    return [*_wrapped(line, indent=4), *_wrapped(second, indent=4)]
+
+
+def attribution_lines(found: Attribution) -> list[str]:
+    """The whole, and how far the parts add up to it."""
+    kind = "blocks" if found.blocks else "modules"
+    ratio = f"{found.sum_alone / found.whole:.0%}" if found.whole else "nothing"
+    told = f"attribution: KL {found.whole:.2e} nats over {found.positions} tokens. {len(found.parts)} {kind}, each "
+    told += f"alone, add up to {ratio} of it (interaction {found.whole - found.sum_alone:+.1e}); "
+    told += f"what each saves where it alone is wide, to {found.sum_saved:.2e}."
+    return list(_wrapped(told, indent=2))
+
+
+def attribution_rows(shares: Sequence[Share]) -> list[tuple[str, ...]]:
+    """The modules (or blocks) that cost the most, the worst first."""
+    return [
+        (
+            share.module,
+            share.format,
+            f"{share.alone:.1e}",
+            f"{share.share:.1%}",
+            f"{share.saved:.1e}",
+            bytes_text(share.extra_bytes),
+        )
+        for share in shares[:_SHOWN]
+    ]
+
+
+def widening_lines(found: Attribution) -> list[str]:
+    """What buys back the most for its bytes, as `build` takes it."""
+    if not found.widen:
+        return []
+    first = found.widen[0]
+    told = f"Widening {first.module} buys back the most for its bytes: KL {first.saved:.1e} for "
+    told += f"{bytes_text(first.extra_bytes)}. In order: {', '.join(share.module for share in found.widen)}."
+    keep = () if first.module.endswith(".kv") else (f"  allotrope build … --keep '{first.module}=wide'",)
+    return [*_wrapped(told, indent=2), *keep]
 
 
 def preflight_lines(found: Preflight) -> list[str]:
@@ -114,7 +178,10 @@ def located_lines(result: Result) -> list[str]:
     if located is None:
         return []
     op = f", op {located.op}" if located.op else ""
-    return [f"Located: {located.path} (block {located.block}{op})", *_wrapped(f"  {located.detail}", indent=2)]
+    return [
+        *_wrapped(f"Located: {located.path} (block {located.block}{op})", indent=2),
+        *_wrapped(f"  {located.detail}", indent=2),
+    ]
 
 
 def _wrapped(text: str, indent: int, width: int = 80) -> Sequence[str]:
