@@ -62,11 +62,7 @@ class Gathered:
         if order is not None:
             self._orders[path] = order
             weight = weight[:, torch.from_numpy(order).long().to(weight.device)]
-        self._formats[path] = quantised.format
-        self._put(f"{path}.codes", pack(quantised.codes, quantised.format))
-        self._put(f"{path}.scales", quantised.scales)
-        if quantised.zeros is not None:
-            self._put(f"{path}.zeros", quantised.zeros)
+        self._lay_down(path, quantised)
         self._errors.append(measure(path, weight, quantised))
 
     def add_store(self, path: str, weight: torch.Tensor, store: Store) -> None:
@@ -76,6 +72,14 @@ class Gathered:
             found = "holds NaN or infinity" if not bool(weight.isfinite().all()) else f"does not fit {store}"
             raise NumericalError(f"the weight {found}", where=path, remedy=f"add --keep '{path}=wide'")
         self._errors.append(measure_store(path, weight, stored, store))
+
+    def keep(self, error: WeightError, quantised: Quantised) -> None:
+        """As `add`, with the error measured before."""
+        self._lay_down(error.path, quantised)
+        self._errors.append(error)
+
+    def __contains__(self, slot: str) -> bool:
+        return slot in self._arrays
 
     def fold(self, slot: str, values: torch.Tensor) -> None:
         """A wide weight that is no longer the checkpoint's."""
@@ -89,6 +93,13 @@ class Gathered:
             self._put(f"{path}.order", torch.from_numpy(self._orders[path]))
         made = replace(policy, formats={**policy.formats, **self._formats})
         return Narrowed(reorder(rewrite(plan, made), firsts), self._arrays, tuple(self._errors), found)
+
+    def _lay_down(self, path: str, quantised: Quantised) -> None:
+        self._formats[path] = quantised.format
+        self._put(f"{path}.codes", pack(quantised.codes, quantised.format))
+        self._put(f"{path}.scales", quantised.scales)
+        if quantised.zeros is not None:
+            self._put(f"{path}.zeros", quantised.zeros)
 
     def _put(self, slot: str, tensor: torch.Tensor) -> None:
         path = self._folder / f"{slot}.npy"
