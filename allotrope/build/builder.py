@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from allotrope.artifact.writer import EngineWriter, writing
 from allotrope.build import compiling, select
 from allotrope.build.check_whole import check_whole
 from allotrope.build.memory import Peak
+from allotrope.build.narrowing import Narrowing
 from allotrope.build.options import BuildOptions, check_parts, compute_dtype
 from allotrope.build.pieces import Packer, check_values, drop_zero_biases
 from allotrope.build.select import Selection
@@ -40,14 +40,16 @@ from allotrope.ops import kernels, registry
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
 from allotrope.quant.held import held
+<<<<<<< HEAD
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
 from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.runtime.buffers import page_bytes
+=======
+from allotrope.quant.policy import Wanted, policy
+>>>>>>> b90f1c1 (Layers stay wide for a bounded KL)
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
-
-_CODES = ".codes"  # what was quantised, until it is packed
 
 
 class Advances(Protocol):
@@ -107,12 +109,14 @@ def build(
         if options.wanted or chosen.narrow:
             for line in chosen.lines():
                 said(line)
-        narrowed = _narrow(model, lowered, chosen, device, writer.folder, progress)
+        narrowing = Narrowing(options, device, writer.folder, progress)
+        narrowed = narrowing(model, lowered, chosen)
         lowered = narrowed.plan
         with kernels.made_by(compiling.make):
             selection, tuned = _select(lowered, options, device, threads, progress)
         described = _describe(model, selection, options, device, limits)
         _write(writer, Packer(model, selection.plan, narrowed), progress)
+        narrowing.packed()
         writer.tokenizer(kept)
         with progress(1, "checking the whole model"):
             whole = check_whole(writer.preview(described), lowered, device, options)
@@ -129,6 +133,7 @@ def build(
             "peak_memory_bytes": peak.bytes(),
         }
         described = writer.finish(replace(described, evidence=evidence))
+    narrowing.finish()
     return Built(Path(out), described, time.perf_counter() - began, peak.bytes())
 
 
@@ -229,6 +234,7 @@ def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
     }
 
 
+<<<<<<< HEAD
 def _kv(plan: Plan) -> dict[str, Any]:
     """In which format keys and values are kept, and what a token takes."""
     return {
@@ -248,11 +254,12 @@ def _narrow(model: Model, plan: Plan, chosen: Policy, device: Device, folder: Pa
         return narrow(model, plan, chosen, folder / _CODES, device=device.torch_name, advance=shown.advance)
 
 
+=======
+>>>>>>> b90f1c1 (Layers stay wide for a bounded KL)
 def _write(writer: EngineWriter, packer: Packer, progress: Progress) -> None:
     total = sum(entry.nbytes for shard in layout.shards(packer.plan) for entry in shard.entries)
     with progress(total, "writing weights") as shown:
         writer.weights(packer.plan, packer, shown.advance)
-    shutil.rmtree(writer.folder / _CODES, ignore_errors=True)
 
 
 def _tokenizer(model: Model) -> list[tuple[str, bytes]]:

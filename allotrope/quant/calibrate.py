@@ -49,10 +49,15 @@ class Runs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A narrowed block: for each layer the weight that its codes stand for, and what else has changed."""
+    """A narrowed block: for each layer the weight that its codes stand for, and what else has changed.
+
+    `columns` and `rows` are what a layer's columns were multiplied and its rows divided by, where they were.
+    """
 
     codes: Mapping[str, tuple[torch.Tensor, Quantised]]
     folded: Tensors
+    columns: Tensors
+    rows: Tensors
     facts: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -61,7 +66,7 @@ class Streams:
 
     def __init__(self, plan: Plan, runs: Runs, policy: Policy, wide: list[torch.Tensor]) -> None:
         self.wide, self.narrow = wide, list(wide)
-        self._plan, self._runs, self._policy = plan, runs, policy
+        self._runs, self.tap = runs, rounded_input(policy)
         self.hidden = f"b:{plan.hidden}"
 
     @property
@@ -73,14 +78,6 @@ class Streams:
     def searched(self) -> list[int]:
         """The batches that are searched on: all others, if there are any."""
         return [i for i in range(len(self.wide)) if i % HELD_OUT] or self.held
-
-    def tap(self, call: Call, ins: Tensors) -> torch.Tensor | None:
-        """Rounds what a layer reads, where the policy rounds activations."""
-        kind = self._policy.product(call.path)
-        if kind is None:
-            return None
-        rows = quantise_rows(ins["x"], Format("fp8" if kind == "fp8" else "int8"))
-        return rows.codes.float() * rows.scales
 
     def look(self, calls: Sequence[Call], wide: Tensors, narrow: Tensors, group: Group) -> Seen:
         """What the group reads, in the batches that are searched on."""
@@ -107,6 +104,19 @@ class Streams:
             self.narrow[i] = self._runs.run(calls, narrow, {self.hidden: two}, self.hidden, tap=self.tap)
 
 
+def rounded_input(policy: Policy, among: frozenset[str] | None = None) -> Tap:
+    """A tap that rounds what a layer (`among` these) reads, where the policy rounds activations."""
+
+    def tap(call: Call, ins: Tensors) -> torch.Tensor | None:
+        kind = policy.product(call.path) if among is None or call.path in among else None
+        if kind is None:
+            return None
+        rows = quantise_rows(ins["x"], Format("fp8" if kind == "fp8" else "int8"))
+        return rows.codes.float() * rows.scales
+
+    return tap
+
+
 class Narrower:
     """Narrows one block after the other."""
 
@@ -118,6 +128,7 @@ class Narrower:
         now, codes = dict(wide), dict[str, tuple[torch.Tensor, Quantised]]()
         exact = list(self._streams.outputs(calls, wide, narrow=False))
         facts, changed = [], set[str]()
+        columns, rows = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         for group in groups(self._plan, calls):
             formats = {call.path: form for call in group.calls if (form := self._policy.narrow.get(call.path))}
             if not formats:
@@ -125,7 +136,9 @@ class Narrower:
             seen = self._streams.look(calls, wide, now, group)
             weights = {call.path: now[plans.name(call.ins["weight"])] for call in group.calls}
             given = Narrowing(group, weights, formats, seen)
-            tried: list[tuple[float, Candidate, dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, Quantised]]]] = []
+            tried: list[
+                tuple[float, Candidate, dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, Quantised]]]
+            ] = []
             for candidate in self._candidates(given):
                 trial, made = dict(now), dict(codes)
                 _take(given, candidate, trial, made)
@@ -134,12 +147,15 @@ class Narrower:
                 tried.append((loss, candidate, trial, made))
             loss, best, now, codes = min(tried, key=lambda one: one[0])
             if best.scales is not None and group.before is not None:
+                columns |= dict.fromkeys(formats, best.scales)
+                if group.before.linear:
+                    rows[group.before.path] = group.before.rows(best.scales)
                 changed |= set(group.before.slots) | {
                     plans.name(call.ins["weight"]) for call in group.calls if call.path not in formats
                 }
             facts.append(_facts(group, best, loss, tried[0][0], exact))
         slots = {plans.name(call.ins["weight"]) for call in calls if call.path in codes}
-        return Made(codes, {slot: now[slot] for slot in sorted(changed - slots)}, tuple(facts))
+        return Made(codes, {slot: now[slot] for slot in sorted(changed - slots)}, columns, rows, tuple(facts))
 
     def _candidates(self, given: Narrowing) -> Iterator[Candidate]:
         """The first is what all others are measured against."""

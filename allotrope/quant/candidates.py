@@ -53,7 +53,7 @@ class Narrowing:
     def aimed(self) -> dict[str, torch.Tensor]:
         """The weights to be rounded: what answers for part of what earlier rounding did to the inputs."""
         whole = self.seen.aimed(torch.cat(list(self.narrow.values())), _SHARE)
-        return dict(zip(self.narrow, whole.split([len(weight) for weight in self.narrow.values()]), strict=True))
+        return dict(zip(self.narrow, torch.split(whole, [len(weight) for weight in self.narrow.values()]), strict=True))
 
 
 def nearest(given: Narrowing) -> Candidate:
@@ -117,9 +117,7 @@ def _error(given: Narrowing, aimed: Mapping[str, torch.Tensor], scales: torch.Te
     return found
 
 
-def _clipped(
-    given: Narrowing, aimed: Mapping[str, torch.Tensor], scales: torch.Tensor | None
-) -> dict[str, Quantised]:
+def _clipped(given: Narrowing, aimed: Mapping[str, torch.Tensor], scales: torch.Tensor | None) -> dict[str, Quantised]:
     """Codes whose groups are clipped where that brings the layer's whole output nearer."""
     gram = given.seen.gram.matrix if scales is None else given.seen.scaled(scales).matrix
     found = {}

@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +18,43 @@ import numpy as np
 import torch
 
 from allotrope.ops.packing import RawArray
-from allotrope.quant.calibrate import Made
+from allotrope.quant.calibrate import Made, Tensors
 from allotrope.quant.formats import Format, Quantised, pack, unpack
 from allotrope.quant.report import WeightError, measure
 
-_FACTS, _FOLDED = "facts", "folded:"
+_FACTS = "facts"
+_SIDES = ("folded", "columns", "rows")
 
 
+@dataclass(frozen=True, eq=False)
 class Finished:
-    """One block: `quantised` by path, `folded` by slot, `errors` and `facts`."""
+    """One block: codes by path, changed weights by slot, and what columns and rows of a path were scaled by."""
 
-    def __init__(
-        self,
-        quantised: Mapping[str, Quantised],
-        folded: Mapping[str, torch.Tensor],
-        errors: tuple[WeightError, ...],
-        facts: tuple[Mapping[str, Any], ...],
-    ) -> None:
-        self.quantised, self.folded, self.errors, self.facts = quantised, folded, errors, facts
+    quantised: Mapping[str, Quantised]
+    folded: Tensors
+    columns: Tensors
+    rows: Tensors
+    errors: tuple[WeightError, ...]
+    facts: tuple[Mapping[str, Any], ...]
+
+    def balanced(self, path: str, weight: torch.Tensor) -> torch.Tensor:
+        """The layer's weight, unrounded, as it fits what was folded around it."""
+        if path in self.columns:
+            weight = weight * self.columns[path]
+        return weight / self.rows[path][:, None] if path in self.rows else weight
 
     @staticmethod
     def of(made: Made) -> Finished:
         """What was made, with its errors measured."""
         errors = tuple(measure(path, weight, codes) for path, (weight, codes) in made.codes.items())
-        return Finished({path: codes for path, (_, codes) in made.codes.items()}, made.folded, errors, made.facts)
+        codes = {path: codes for path, (_, codes) in made.codes.items()}
+        return Finished(codes, made.folded, made.columns, made.rows, errors, made.facts)
 
     def write(self, path: Path) -> None:
         """Replace the file."""
-        arrays: dict[str, RawArray] = {_FOLDED + slot: _host(tensor) for slot, tensor in self.folded.items()}
+        arrays: dict[str, RawArray] = {
+            f"{side}:{name}": _host(tensor) for side in _SIDES for name, tensor in getattr(self, side).items()
+        }
         for name, quantised in self.quantised.items():
             arrays[f"{name}.codes"] = _host(pack(quantised.codes, quantised.format))
             arrays[f"{name}.scales"] = _host(quantised.scales)
@@ -74,9 +83,13 @@ class Finished:
             codes = unpack(tensors[f"{name}.codes"], formats[name])
             zeros = tensors.get(f"{name}.zeros")
             quantised[name] = Quantised(formats[name], codes, tensors[f"{name}.scales"], zeros)
-        folded = {name.removeprefix(_FOLDED): one for name, one in tensors.items() if name.startswith(_FOLDED)}
+        sides: dict[str, dict[str, torch.Tensor]] = {side: {} for side in _SIDES}
+        for name, one in tensors.items():
+            side, colon, rest = name.partition(":")
+            if colon:
+                sides[side][rest] = one
         errors = tuple(WeightError(**{**error, "outliers": tuple(error["outliers"])}) for error in told["errors"])
-        return Finished(quantised, folded, errors, tuple(told["facts"]))
+        return Finished(quantised, **sides, errors=errors, facts=tuple(told["facts"]))
 
 
 def _host(tensor: torch.Tensor) -> RawArray:

@@ -21,8 +21,8 @@ from allotrope.artifact.plan import Call, Plan
 class Before:
     """What gives a group its input: a norm, or a linear layer whose rows become its channels.
 
-    `slots` are what is divided by the scales. `heads`, `kv_heads` and `head_dim` are set where the input is attention's:
-    then a key-value head's channels serve several query heads, which share their scales.
+    `slots` are what is divided by the scales. `heads`, `kv_heads` and `head_dim` are set where the input is
+    attention's: then a key-value head's channels serve several query heads, which share their scales.
     """
 
     path: str

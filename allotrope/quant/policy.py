@@ -60,6 +60,11 @@ class Wanted:
             problem = f"--method is {self.method}, but no weights are to be quantised"
             raise UsageError(problem, remedy=f"add --weights {', '.join(NAMES)}")
         self._check_activations()
+        if self.method == "awq" and names & {"fp8"}:
+            raise UsageError(
+                "--method awq is for integers; fp8 has no step that a scale would make finer",
+                remedy=("take --method gptq or nearest"),
+            )
 
     def _check_activations(self) -> None:
         if self.activations is None:
@@ -69,6 +74,11 @@ class Wanted:
             given = f"--weights is {self.weights}" if self.weights else "weights stay wide"
             problem = f"--activations is {self.activations}, and {given}; both must be the same"
             raise UsageError(problem, remedy=f"add --weights {self.activations}")
+        if self.method not in ("auto", "nearest"):
+            problem = (
+                f"--method is {self.method}; with activations in eight bits, inputs are smoothed and weights rounded"
+            )
+            raise UsageError(problem, remedy="leave --method or --activations out")
         if self.group_size is not None:
             problem = f"--activations is {self.activations}, and its products need one scale per row of weights"
             raise UsageError(problem, remedy="leave --group-size out")
@@ -209,7 +219,15 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
             form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
     if held:
         return Policy(formats, AS_STORED, wanted.activations or held.activations, reasons)
-    return Policy(formats, "nearest", wanted.activations, reasons)
+    return Policy(formats, _method(wanted, formats), wanted.activations, reasons)
+
+
+def _method(wanted: Wanted, formats: Mapping[str, Form]) -> str:
+    """The way onto the formats: for four bits GPTQ, where nothing else is asked for; activations go by smoothing."""
+    if wanted.method != "auto":
+        return wanted.method
+    four = any(isinstance(form, Format) and form.name == "int4" for form in formats.values())
+    return "gptq" if four and wanted.activations is None else "nearest"
 
 
 def _check_held(held: Held, wanted: Wanted, named: Mapping[str, Form]) -> None:

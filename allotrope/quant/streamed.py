@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from allotrope.artifact.plan import Call, Plan
 from allotrope.models.model import Model
 from allotrope.quant.calibrate import Made, Narrower, Runs, Streams, effective
 from allotrope.quant.finished import Finished
-from allotrope.quant.formats import dequantise
+from allotrope.quant.formats import Format, dequantise
 from allotrope.quant.narrow import wide_weight
 from allotrope.quant.narrowed import Gathered, Narrowed
 from allotrope.quant.policy import Policy, linears
@@ -32,9 +31,13 @@ class Calibration:
     facts: Mapping[str, Any]
     folder: Path
 
+    def file(self, block: str) -> Path:
+        """Of a finished block."""
+        return self.folder / f"{block}.npz"
+
     def batches(self) -> list[torch.Tensor]:
         """Some sequences at a time."""
-        return list(self.ids.split(max(1, _TOKENS // self.ids.shape[1])))
+        return list(torch.split(self.ids, max(1, _TOKENS // self.ids.shape[1])))
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Source:
     plan: Plan
     runs: Runs
     device: str
+    formats: Mapping[str, Format]  # of all layers that were narrowed
+
+    def finished(self, calibration: Calibration, block: str) -> Finished:
+        """A block's file; of what is no block, nothing."""
+        found = Finished.read(calibration.file(block), self.formats, self.device)
+        return found or Finished({}, {}, {}, {}, (), ())
 
     def weights(self, calls: list[Call]) -> dict[str, torch.Tensor]:
         """All weights that these calls read."""
@@ -62,35 +71,52 @@ def streamed(
     source: Source,
     policy: Policy,
     calibration: Calibration,
-    folder: Path,
     *,
     smooth: bool,
     advance: Callable[[], None] = lambda: None,
-) -> Narrowed:
-    """The model by the policy. What is outside of the blocks is rounded to nearest."""
-    began, gathered, chosen = time.perf_counter(), Gathered(folder), list[Mapping[str, Any]]()
-    plan, formats = source.plan, policy.narrow
-    streams = Streams(plan, source.runs, policy, source.embedded(calibration.batches()))
-    narrower = Narrower(plan, policy, streams, smooth=smooth)
-    slots = {call.path: plans.name(call.ins["weight"]) for call in linears(plan)}
-    for name, calls in plan.blocks():
+) -> None:
+    """Narrow every block by the policy, each into its file in the calibration's folder."""
+    streams = Streams(source.plan, source.runs, policy, source.embedded(calibration.batches()))
+    narrower = Narrower(source.plan, policy, streams, smooth=smooth)
+    slots = weight_slots(source.plan)
+    for name, calls in source.plan.blocks():
         if name.startswith("blocks."):
-            done = _block(source, narrower, streams, calls, slots, policy, calibration.folder / f"{name}.npz")
-            chosen += done.facts
-            for slot, values in done.folded.items():
-                gathered.fold(slot, values)
-            for error in done.errors:
-                gathered.keep(error, done.quantised[error.path])
-        else:
-            for path in [call.path for call in calls if call.path in formats]:
-                weight = wide_weight(source.model, slots[path], source.device)
-                gathered.add(path, weight, round_to_nearest(weight, formats[path], path))
+            _block(source, narrower, streams, calls, slots, policy, calibration.file(name))
         advance()
+
+
+def gathered(
+    source: Source, policy: Policy, calibration: Calibration, folder: Path, facts: Mapping[str, Any]
+) -> Narrowed:
+    """The model by the policy, out of the blocks' files; a layer that the policy has widened since is taken wide.
+
+    What is outside of the blocks is rounded to nearest.
+    """
+    found, chosen = Gathered(folder), list[Mapping[str, Any]]()
+    slots, narrow = weight_slots(source.plan), policy.narrow
+    for name, calls in source.plan.blocks():
+        done = source.finished(calibration, name)
+        for slot, values in done.folded.items():
+            found.fold(slot, values)
+        for error in done.errors:
+            if error.path in narrow:
+                found.keep(error, done.quantised[error.path])
+            elif error.path in done.columns or error.path in done.rows:
+                weight = wide_weight(source.model, slots[error.path], source.device)
+                found.fold(slots[error.path], done.balanced(error.path, weight))
+        for path in [call.path for call in calls if call.path in narrow and call.path not in done.quantised]:
+            weight = wide_weight(source.model, slots[path], source.device)
+            found.add(path, weight, round_to_nearest(weight, narrow[path], path))
+        chosen += done.facts
     for path, store in policy.stored.items():
-        if slots[path] not in gathered:
-            gathered.add_store(path, wide_weight(source.model, slots[path], source.device), store)
-    told = {**calibration.facts, "smooth": smooth and policy.activations is not None, "groups": chosen}
-    return gathered.finish(plan, policy, {"calibration": told, "seconds": round(time.perf_counter() - began, 3)})
+        if slots[path] not in found:
+            found.add_store(path, wide_weight(source.model, slots[path], source.device), store)
+    return found.finish(source.plan, policy, {"calibration": {**calibration.facts, "groups": chosen}, **facts})
+
+
+def weight_slots(plan: Plan) -> dict[str, str]:
+    """Each linear layer's weight."""
+    return {call.path: plans.name(call.ins["weight"]) for call in linears(plan)}
 
 
 def _block(
@@ -101,7 +127,7 @@ def _block(
     slots: Mapping[str, str],
     policy: Policy,
     file: Path,
-) -> Finished:
+) -> None:
     """One block, made now or before the last kill; the streams stand behind it."""
     wide = source.weights(calls)
     done = Finished.read(file, policy.narrow, source.device)
@@ -113,4 +139,3 @@ def _block(
     else:
         codes = {slots[path]: dequantise(one, torch.float32) for path, one in done.quantised.items()}
         streams.advance(calls, wide, {**wide, **done.folded, **codes})
-    return done

@@ -1,0 +1,77 @@
+"""Quantising on the way to an engine: what calibration needs is found here, and finished blocks are kept meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from allotrope.artifact.plan import Plan
+from allotrope.build.blocks import Blocks
+from allotrope.build.calibration import calibration
+from allotrope.build.options import BuildOptions
+from allotrope.errors import UsageError
+from allotrope.hw.device import Device
+from allotrope.models.model import Model
+from allotrope.quant.narrow import narrow
+from allotrope.quant.narrowed import Narrowed
+from allotrope.quant.policy import Policy
+from allotrope.quant.sensitivity import widened
+from allotrope.quant.streamed import Calibration, Source, gathered, streamed
+
+SMOOTH = "smooth"  # the part that --without leaves out
+_CODES = ".codes"  # what was quantised, until it is packed
+
+
+_Progress = Callable[[int, str], AbstractContextManager[Any]]
+
+
+class Narrowing:
+    """The model as it is to be stored. Codes lie in a folder of the unfinished engine until they are packed."""
+
+    def __init__(self, options: BuildOptions, device: Device, folder: Path, progress: _Progress) -> None:
+        self._options, self._device, self._folder, self._progress = options, device, folder / _CODES, progress
+        self._kept: Path | None = None
+
+    def __call__(self, model: Model, plan: Plan, chosen: Policy) -> Narrowed:
+        """By the policy; on calibration tokens where its method, activations or --max-kl ask for them."""
+        count = len(chosen.narrow) + len(chosen.stored)
+        options, name = self._options, self._device.torch_name
+        calibrated = chosen.method in ("gptq", "awq") or chosen.activations is not None or options.max_kl is not None
+        if not calibrated and (options.calibration is not None or options.calibration_tokens is not None):
+            problem = "there is a calibration text, but nothing to be calibrated"
+            raise UsageError(problem, where="build", remedy="add --method gptq or awq, --activations or --max-kl")
+        if not count:
+            return Narrowed(plan)
+        self._folder.mkdir()
+        if not calibrated or model.quantised:
+            with self._progress(count, "quantising weights") as shown:
+                return narrow(model, plan, chosen, self._folder, device=name, advance=shown.advance)
+        found = calibration(model, plan, options, self._device.kind)
+        self._kept = found.folder
+        source = Source(model, plan, Blocks(plan, self._device, found.ids.shape[1]), name, chosen.narrow)
+        return self._streamed(source, chosen, found)
+
+    def _streamed(self, source: Source, chosen: Policy, found: Calibration) -> Narrowed:
+        began, smooth = time.perf_counter(), SMOOTH not in self._options.without
+        parts = sum(1 for _ in source.plan.blocks())
+        with self._progress(parts, "calibrating and quantising") as shown:
+            streamed(source, chosen, found, smooth=smooth, advance=shown.advance)
+        facts: dict[str, Any] = {"smooth": smooth} if chosen.activations is not None else {}
+        if self._options.max_kl is not None:
+            with self._progress(parts, "measuring what each layer adds to the KL") as shown:
+                chosen, facts["max_kl"] = widened(source, chosen, found, float(self._options.max_kl), shown.advance)
+        facts["seconds"] = round(time.perf_counter() - began, 3)
+        return gathered(source, chosen, found, self._folder, facts)
+
+    def packed(self) -> None:
+        """The codes have been written where they belong."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def finish(self) -> None:
+        """The engine is there: finished blocks have served."""
+        if self._kept is not None:
+            shutil.rmtree(self._kept, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""Which layers stay wide so that the model's KL is within a bound, and what each layer's narrowing adds to it.
+
+A layer's part is measured: the KL divergence at the model's end when it alone is narrow. All these models run side by
+side, each as its own hidden states from its layer on, so the checkpoint is streamed once. Then the layers with the
+largest parts are widened until what is left, as a sum, is within the bound; and the model so made is measured, as a
+whole and on sequences that had no part in the ranking, and more layers are widened until that holds, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from allotrope.artifact.plan import Call
+from allotrope.errors import UsageError
+from allotrope.quant.calibrate import rounded_input
+from allotrope.quant.formats import dequantise
+from allotrope.quant.policy import Policy
+from allotrope.quant.streamed import Calibration, Source, weight_slots
+
+_RANKED = 1024  # tokens that rank the layers
+_MEASURED = 8192  # at most, that measure the model
+MARGIN = 0.8  # of the bound: other text is not the calibration's
+
+
+def widened(
+    source: Source, policy: Policy, calibration: Calibration, bound: float, advance: Callable[[], None] = lambda: None
+) -> tuple[Policy, dict[str, Any]]:
+    """The policy in which enough layers are wide, and why."""
+    ids, length = calibration.ids, calibration.ids.shape[1]
+    count = max(1, _RANKED // length)
+    if len(ids) <= count:
+        problem = f"--max-kl ranks on {count} sequences and measures on others; there are {len(ids)}"
+        raise UsageError(problem, where="calibration", remedy="give a longer calibration text")
+    parts = _parts(source, policy, calibration, ids[:count], advance)
+    order = sorted(parts, key=lambda path: parts[path], reverse=True)
+    measured = ids[count : count + max(2, _MEASURED // length)]
+    wide, limit, rounds = 0, bound * MARGIN, list[dict[str, float]]()
+    exact = _ends(source, policy, calibration, measured, frozenset())
+    while True:
+        while sum(parts[path] for path in order[wide:]) > limit:
+            wide += 1
+        found = _ends(source, policy, calibration, measured, frozenset(order[wide:]))
+        each = torch.stack([_kl(a, b) for a, b in zip(exact, found, strict=True)])
+        spread = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else 0.0
+        high = float(each.mean()) + 2 * spread
+        rounds.append(
+            {
+                "wide": wide,
+                "estimated": sum(parts[path] for path in order[wide:]),
+                "kl": float(each.mean()),
+                "high": high,
+            }
+        )
+        if high <= bound * MARGIN or wide == len(order):
+            break
+        limit, wide = min(limit, rounds[-1]["estimated"]) * min(0.9, bound * MARGIN / high), wide + 1
+    kept = order[:wide]
+    reasons = {path: f"--max-kl: narrow, it alone adds {parts[path]:.2g}" for path in kept}
+    chosen = replace(policy, formats={**policy.formats, **dict.fromkeys(kept)}, reasons={**policy.reasons, **reasons})
+    return chosen, {
+        "bound": bound,
+        "kl": rounds[-1]["kl"],
+        "high": rounds[-1]["high"],
+        "wide": kept,
+        "parts": {path: parts[path] for path in order},
+        "rounds": rounds,
+    }
+
+
+def _parts(
+    source: Source, policy: Policy, calibration: Calibration, ids: torch.Tensor, advance: Callable[[], None]
+) -> dict[str, float]:
+    """For each narrow layer the KL at the model's end when it alone is narrow."""
+    [base], hidden = source.embedded([ids]), f"b:{source.plan.hidden}"
+    states: dict[str, torch.Tensor] = {}
+    end = list(source.plan.blocks())[-1][0]
+    found: dict[str, float] = {}
+    for name, calls in source.plan.blocks():
+        if name == "embed":
+            continue
+        weights, codes = _weights(source, policy, calibration, name, calls)
+        todo = _until_logits(calls) if name == end else calls
+        wanted = todo[-1].outs["out"] if name == end else hidden
+        ran = {path: source.runs.run(todo, weights, {hidden: state}, wanted) for path, state in states.items()}
+        for path, (slot, narrow) in codes.items():
+            tap = rounded_input(policy, frozenset({path}))
+            ran[path] = source.runs.run(todo, {**weights, slot: narrow}, {hidden: base}, wanted, tap=tap)
+        base = source.runs.run(todo, weights, {hidden: base}, wanted)
+        states = ran
+        advance()
+    for path, logits in states.items():
+        found[path] = float(_kl(base, logits))
+    return found
+
+
+def _ends(
+    source: Source, policy: Policy, calibration: Calibration, ids: torch.Tensor, narrow: frozenset[str]
+) -> list[torch.Tensor]:
+    """The logits of each sequence with only these layers narrow, on the host."""
+    hidden, tap = f"b:{source.plan.hidden}", rounded_input(policy, narrow)
+    states = source.embedded(list(torch.split(ids, 1)))
+    end = list(source.plan.blocks())[-1][0]
+    for name, calls in source.plan.blocks():
+        if name == "embed":
+            continue
+        weights, codes = _weights(source, policy, calibration, name, calls)
+        weights |= {slot: values for path, (slot, values) in codes.items() if path in narrow}
+        todo = _until_logits(calls) if name == end else calls
+        wanted = todo[-1].outs["out"] if name == end else hidden
+        states = [source.runs.run(todo, weights, {hidden: state}, wanted, tap=tap) for state in states]
+        if name == end:
+            states = [state.cpu() for state in states]
+    return states
+
+
+def _weights(
+    source: Source, policy: Policy, calibration: Calibration, name: str, calls: Sequence[Call]
+) -> tuple[dict[str, torch.Tensor], Mapping[str, tuple[str, torch.Tensor]]]:
+    """A part's weights, unrounded, with what was folded; and by path what its codes mean, with their slot."""
+    slots, done = weight_slots(source.plan), source.finished(calibration, name)
+    weights = {**source.weights(list(calls)), **done.folded}
+    for path in done.quantised:
+        weights[slots[path]] = done.balanced(path, weights[slots[path]])
+    codes = {path: (slots[path], dequantise(one, torch.float32)) for path, one in done.quantised.items()}
+    return weights, {path: one for path, one in codes.items() if path in policy.narrow}
+
+
+def _until_logits(calls: Sequence[Call]) -> list[Call]:
+    """The head without drawing a token."""
+    return [call for call in calls if call.op != "sample"]
+
+
+def _kl(exact: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of KL(exact ‖ found), of logits."""
+    right, other = exact.double().log_softmax(-1), found.double().log_softmax(-1)
+    return (right.exp() * (right - other)).sum(-1).mean()
