@@ -145,7 +145,7 @@ class Narrower:
                 found = self._streams.outputs(calls, trial, narrow=True)
                 loss = sum(float((a - b).double().square().sum()) for a, b in zip(found, exact, strict=True))
                 tried.append((loss, candidate, trial, made))
-            loss, best, now, codes = min(tried, key=lambda one: one[0])
+            loss, best, now, codes = min(tried, key=lambda one: one[0] * one[1].worth)
             if best.scales is not None and group.before is not None:
                 columns |= dict.fromkeys(formats, best.scales)
                 if group.before.linear:

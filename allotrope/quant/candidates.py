@@ -23,6 +23,7 @@ from allotrope.quant.shared import Shared, tidy
 from allotrope.quant.smooth import smooth
 
 _EXPONENTS = tuple(step / 10 for step in range(1, 11))
+_SMOOTHED = 1.25  # where no channel is loud, smoothing and not are equally good, and which is better is chance
 _PROPOSED = 3  # exponents that the block's output chooses among
 _SHARE = 0.5  # of what the inputs have lost that a weight is to answer for: all of it fits the sample too closely
 
@@ -34,6 +35,7 @@ class Candidate:
     codes: Mapping[str, Quantised]
     scales: torch.Tensor | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    worth: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ def by_smoothing(given: Narrowing, activations: Format) -> Iterator[Candidate]:
         codes = {
             path: round_to_nearest(given.weights[path] * scales, form, path) for path, form in given.formats.items()
         }
-        yield Candidate(codes, scales, {"strength": found.strength})
+        yield Candidate(codes, scales, {"strength": found.strength}, _SMOOTHED)
 
 
 def by_awq(given: Narrowing) -> Iterator[Candidate]:

@@ -12,7 +12,7 @@ import torch
 from allotrope.errors import NumericalError
 from allotrope.quant.gptq import Hessian
 
-_SAMPLE = 1024  # inputs that are kept themselves, for what cannot be read from sums
+_SAMPLE = 512  # inputs that are kept themselves, for what cannot be read from sums
 _DAMPING = 0.01  # of G's mean diagonal
 
 

@@ -39,37 +39,27 @@ def widened(
     parts = _parts(source, policy, calibration, ids[:count], advance)
     order = sorted(parts, key=lambda path: parts[path], reverse=True)
     measured = ids[count : count + max(2, _MEASURED // length)]
-    wide, limit, rounds = 0, bound * MARGIN, list[dict[str, float]]()
-    exact = _ends(source, policy, calibration, measured, frozenset())
-    while True:
-        while sum(parts[path] for path in order[wide:]) > limit:
-            wide += 1
-        found = _ends(source, policy, calibration, measured, frozenset(order[wide:]))
-        each = torch.stack([_kl(a, b) for a, b in zip(exact, found, strict=True)])
-        spread = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else 0.0
-        high = float(each.mean()) + 2 * spread
-        rounds.append(
-            {
-                "wide": wide,
-                "estimated": sum(parts[path] for path in order[wide:]),
-                "kl": float(each.mean()),
-                "high": high,
-            }
-        )
-        if high <= bound * MARGIN or wide == len(order):
-            break
-        limit, wide = min(limit, rounds[-1]["estimated"]) * min(0.9, bound * MARGIN / high), wide + 1
+    exact, limit = ends(source, policy, calibration, measured, frozenset()), bound * MARGIN
+    rounds: dict[int, dict[str, float]] = {}
+
+    def fits(wide: int) -> bool:
+        found = ends(source, policy, calibration, measured, frozenset(order[wide:]))
+        each = torch.stack([kl(a, b) for a, b in zip(exact, found, strict=True)])
+        high = float(each.mean()) + 2 * (float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0)
+        rounds[wide] = {"estimated": _sum(parts, order[wide:]), "kl": float(each.mean()), "high": high}
+        return high <= limit
+
+    least, wide = 0, next(wide for wide in range(len(order) + 1) if _sum(parts, order[wide:]) <= limit)
+    while not fits(wide):
+        least, wide = wide + 1, min(len(order), wide + max(1, (len(order) - wide) // 2))
+    while least < wide:  # fewest wide layers, as far as the order goes
+        middle = (least + wide) // 2
+        least, wide = (least, middle) if fits(middle) else (middle + 1, wide)
     kept = order[:wide]
     reasons = {path: f"--max-kl: narrow, it alone adds {parts[path]:.2g}" for path in kept}
     chosen = replace(policy, formats={**policy.formats, **dict.fromkeys(kept)}, reasons={**policy.reasons, **reasons})
-    return chosen, {
-        "bound": bound,
-        "kl": rounds[-1]["kl"],
-        "high": rounds[-1]["high"],
-        "wide": kept,
-        "parts": {path: parts[path] for path in order},
-        "rounds": rounds,
-    }
+    told = {"bound": bound, **rounds[wide], "wide": kept, "parts": {path: parts[path] for path in order}}
+    return chosen, told | {"measured": [{"wide": count, **figures} for count, figures in rounds.items()]}
 
 
 def _parts(
@@ -94,16 +84,16 @@ def _parts(
         states = ran
         advance()
     for path, logits in states.items():
-        found[path] = float(_kl(base, logits))
+        found[path] = float(kl(base, logits))
     return found
 
 
-def _ends(
+def ends(
     source: Source, policy: Policy, calibration: Calibration, ids: torch.Tensor, narrow: frozenset[str]
 ) -> list[torch.Tensor]:
-    """The logits of each sequence with only these layers narrow, on the host."""
+    """The logits of each sequence [length, vocab] with only these layers narrow, on the host."""
     hidden, tap = f"b:{source.plan.hidden}", rounded_input(policy, narrow)
-    states = source.embedded(list(torch.split(ids, 1)))
+    states = source.embedded(list(torch.split(ids, max(1, _RANKED // ids.shape[1]))))
     end = list(source.plan.blocks())[-1][0]
     for name, calls in source.plan.blocks():
         if name == "embed":
@@ -114,7 +104,7 @@ def _ends(
         wanted = todo[-1].outs["out"] if name == end else hidden
         states = [source.runs.run(todo, weights, {hidden: state}, wanted, tap=tap) for state in states]
         if name == end:
-            states = [state.cpu() for state in states]
+            states = [one for state in states for one in state.cpu().view(-1, ids.shape[1], state.shape[-1])]
     return states
 
 
@@ -130,12 +120,16 @@ def _weights(
     return weights, {path: one for path, one in codes.items() if path in policy.narrow}
 
 
+def _sum(parts: Mapping[str, float], paths: Sequence[str]) -> float:
+    return sum(parts[path] for path in paths)
+
+
 def _until_logits(calls: Sequence[Call]) -> list[Call]:
     """The head without drawing a token."""
     return [call for call in calls if call.op != "sample"]
 
 
-def _kl(exact: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+def kl(exact: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     """Mean over tokens of KL(exact ‖ found), of logits."""
     right, other = exact.double().log_softmax(-1), found.double().log_softmax(-1)
     return (right.exp() * (right - other)).sum(-1).mean()
