@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -165,7 +164,7 @@ def test_calibrated_methods_beat_rounding_to_nearest(tmp_path: Path, method: str
 def test_a_killed_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny("llama", tmp_path / "ckpt", **LOUD)
     (tmp_path / "text").write_text("a b " * 400)
-    asked = {"weights": "int4", **QUICK, "calibration": str(tmp_path / "text")}
+    asked = {"weights": "int4", "method": "gptq", **QUICK, "calibration": str(tmp_path / "text")}
     monkeypatch.setattr("allotrope.build.calibration._encoded", lambda model, text, where: [*range(3, 131)] * 8)
     exact = build(str(source), tmp_path / "exact", **asked).manifest.files
     whole, ran = Narrower.block, list[str]()
@@ -236,9 +235,11 @@ def test_what_cannot_be_calibrated_is_said_in_words(tmp_path: Path, given: dict[
 
 
 def test_a_model_without_a_tokenizer_cannot_read_the_text(tmp_path: Path) -> None:
-    source = tiny("llama", tmp_path / "ckpt", **LOUD)
+    source, asked = tiny("llama", tmp_path / "ckpt", **LOUD), {"weights": "int4", **QUICK}
     with pytest.raises(UsageError, match="tokenizer cannot read the calibration text"):
-        build(str(source), tmp_path / "engine", weights="int4", **QUICK)
+        build(str(source), tmp_path / "engine", method="gptq", **asked)
+    built = build(str(source), tmp_path / "engine", **asked)
+    assert built.manifest.evidence["quantisation"]["method"] == "nearest"
 
 
 def test_nan_on_the_way_is_refused() -> None:
@@ -252,7 +253,7 @@ def test_nan_on_the_way_is_refused() -> None:
 def test_the_aim_answers_for_what_the_inputs_have_lost() -> None:
     random = torch.Generator().manual_seed(0)
     wide = torch.randn(500, 8, generator=random)
-    narrow = wide @ torch.randn(8, 8, generator=random) * 0.3 + wide
+    narrow = wide @ torch.randn(8, 8, generator=random) * 0.3 + wide + 0.2 * torch.randn(500, 8, generator=random)
     weight, seen = torch.randn(5, 8, generator=random), Seen(8, "x", "cpu")
     seen.add(wide, narrow)
     best = torch.linalg.lstsq(narrow.double(), (wide @ weight.T).double()).solution.T.float()
@@ -260,5 +261,5 @@ def test_the_aim_answers_for_what_the_inputs_have_lost() -> None:
     def error(found: torch.Tensor) -> float:
         return float((narrow @ found.T - wide @ weight.T).norm())
 
-    assert error(best) <= error(seen.aimed(weight, 1.0)) < 1.05 * error(best) < 0.2 * error(weight)
+    assert error(best) <= error(seen.aimed(weight, 1.0)) < 1.05 * error(best) < 0.5 * error(weight)
     assert torch.equal(seen.aimed(weight, 0.0), weight)

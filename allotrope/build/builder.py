@@ -110,7 +110,7 @@ def build(
             for line in chosen.lines():
                 said(line)
         narrowing = Narrowing(options, device, writer.folder, progress)
-        narrowed = narrowing(model, lowered, chosen)
+        narrowed = narrowing(model, lowered, chosen, bool(kept))
         lowered = narrowed.plan
         with kernels.made_by(compiling.make):
             selection, tuned = _select(lowered, options, device, threads, progress)

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from allotrope.hw.device import Device
 from allotrope.models.model import Model
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
-from allotrope.quant.policy import Policy
+from allotrope.quant.policy import AS_STORED, Policy
 from allotrope.quant.sensitivity import widened
 from allotrope.quant.streamed import Calibration, Source, gathered, streamed
 
@@ -36,11 +37,18 @@ class Narrowing:
         self._options, self._device, self._folder, self._progress = options, device, folder / _CODES, progress
         self._kept: Path | None = None
 
-    def __call__(self, model: Model, plan: Plan, chosen: Policy) -> Narrowed:
-        """By the policy; on calibration tokens where its method, activations or --max-kl ask for them."""
+    def __call__(self, model: Model, plan: Plan, chosen: Policy, readable: bool) -> Narrowed:
+        """By the policy; on calibration tokens where its method, activations or --max-kl ask for them.
+
+        Without a tokenizer nothing can be read (`readable`): what was left to us is then rounded to nearest.
+        """
         count = len(chosen.narrow) + len(chosen.stored)
         options, name = self._options, self._device.torch_name
-        calibrated = chosen.method in ("gptq", "awq") or chosen.activations is not None or options.max_kl is not None
+        if not readable and options.method == "auto" and options.calibration is None and options.max_kl is None:
+            chosen = chosen if chosen.method == AS_STORED else replace(chosen, method="nearest")
+            calibrated = False
+        else:
+            calibrated = self._calibrated(chosen)
         if not calibrated and (options.calibration is not None or options.calibration_tokens is not None):
             problem = "there is a calibration text, but nothing to be calibrated"
             raise UsageError(problem, where="build", remedy="add --method gptq or awq, --activations or --max-kl")
@@ -54,6 +62,10 @@ class Narrowing:
         self._kept = found.folder
         source = Source(model, plan, Blocks(plan, self._device, found.ids.shape[1]), name, chosen.narrow)
         return self._streamed(source, chosen, found)
+
+    def _calibrated(self, chosen: Policy) -> bool:
+        asked = chosen.activations is not None or self._options.max_kl is not None
+        return asked or chosen.method in ("gptq", "awq")
 
     def _streamed(self, source: Source, chosen: Policy, found: Calibration) -> Narrowed:
         began, smooth = time.perf_counter(), SMOOTH not in self._options.without

@@ -60,11 +60,9 @@ class Wanted:
             problem = f"--method is {self.method}, but no weights are to be quantised"
             raise UsageError(problem, remedy=f"add --weights {', '.join(NAMES)}")
         self._check_activations()
-        if self.method == "awq" and names & {"fp8"}:
-            raise UsageError(
-                "--method awq is for integers; fp8 has no step that a scale would make finer",
-                remedy=("take --method gptq or nearest"),
-            )
+        if self.method == "awq" and "fp8" in names:
+            problem = "--method awq is for integers; fp8 has no even step that a scale would make finer"
+            raise UsageError(problem, remedy="take --method gptq or nearest")
 
     def _check_activations(self) -> None:
         if self.activations is None:
