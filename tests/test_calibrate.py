@@ -263,3 +263,13 @@ def test_the_aim_answers_for_what_the_inputs_have_lost() -> None:
 
     assert error(best) <= error(seen.aimed(weight, 1.0)) < 1.05 * error(best) < 0.5 * error(weight)
     assert torch.equal(seen.aimed(weight, 0.0), weight)
+
+
+def test_weights_are_calibrated_alike_whatever_the_cache(tmp_path: Path) -> None:
+    """What a narrow cache costs is not the weights' to answer for."""
+    asked: dict[str, Any] = {"weights": "int8", "method": "gptq", "calibration_tokens": 1024, **QUICK}
+    found = []
+    for name, given in (("wide", {}), ("narrow", {"kv": "int8"})):
+        built = build(str(BUNDLED / "tinygal-draft"), tmp_path / name, **asked, **given)
+        found.append([error["noise"] for error in built.manifest.evidence["quantisation"]["weights"]])
+    assert found[0] == found[1]

@@ -7,6 +7,7 @@ those: who calls holds the hidden states, and hands in the weights of the part t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Blocks:
     """Runs the calls of a plan as it was lowered, some at a time, on `sequences` times `length` tokens."""
 
     def __init__(self, plan: Plan, device: Device, length: int) -> None:
-        self.plan, self.length = plan, length
+        self.plan, self.length = replace(plan, dtype="fp32"), length
         self._device = device
         self._steps: dict[int, dict[str, torch.Tensor]] = {}
         self._caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -40,14 +40,8 @@ from allotrope.ops import kernels, registry
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
 from allotrope.quant.held import held
-<<<<<<< HEAD
-from allotrope.quant.narrow import narrow
-from allotrope.quant.narrowed import Narrowed
-from allotrope.quant.policy import Policy, Wanted, policy
-from allotrope.runtime.buffers import page_bytes
-=======
 from allotrope.quant.policy import Wanted, policy
->>>>>>> b90f1c1 (Layers stay wide for a bounded KL)
+from allotrope.runtime.buffers import page_bytes
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
 
@@ -234,7 +228,6 @@ def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
     }
 
 
-<<<<<<< HEAD
 def _kv(plan: Plan) -> dict[str, Any]:
     """In which format keys and values are kept, and what a token takes."""
     return {
@@ -244,18 +237,6 @@ def _kv(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _narrow(model: Model, plan: Plan, chosen: Policy, device: Device, folder: Path, progress: Progress) -> Narrowed:
-    """The model as it is to be stored. Codes lie in a folder of the unfinished engine until they are packed."""
-    count = len(chosen.narrow) + len(chosen.stored)
-    if not count:
-        return Narrowed(plan)
-    (folder / _CODES).mkdir()
-    with progress(count, "quantising weights") as shown:
-        return narrow(model, plan, chosen, folder / _CODES, device=device.torch_name, advance=shown.advance)
-
-
-=======
->>>>>>> b90f1c1 (Layers stay wide for a bounded KL)
 def _write(writer: EngineWriter, packer: Packer, progress: Progress) -> None:
     total = sum(entry.nbytes for shard in layout.shards(packer.plan) for entry in shard.entries)
     with progress(total, "writing weights") as shown:

@@ -17,6 +17,8 @@ from allotrope.build.options import BuildOptions
 from allotrope.errors import UsageError
 from allotrope.hw.device import Device
 from allotrope.models.model import Model
+from allotrope.ops.kv_rows import COMPUTE
+from allotrope.quant.cache import with_cache
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
 from allotrope.quant.policy import AS_STORED, Policy
@@ -60,14 +62,15 @@ class Narrowing:
                 return narrow(model, plan, chosen, self._folder, device=name, advance=shown.advance)
         found = calibration(model, plan, options, self._device.kind)
         self._kept = found.folder
-        source = Source(model, plan, Blocks(plan, self._device, found.ids.shape[1]), name, chosen.narrow)
-        return self._streamed(source, chosen, found)
+        wide = with_cache(plan, COMPUTE)  # what rounding the cache costs is not the weights' to answer for
+        source = Source(model, wide, Blocks(wide, self._device, found.ids.shape[1]), name, chosen.narrow)
+        return self._streamed(source, chosen, found, plan)
 
     def _calibrated(self, chosen: Policy) -> bool:
         asked = chosen.activations is not None or self._options.max_kl is not None
         return asked or chosen.method in ("gptq", "awq")
 
-    def _streamed(self, source: Source, chosen: Policy, found: Calibration) -> Narrowed:
+    def _streamed(self, source: Source, chosen: Policy, found: Calibration, plan: Plan) -> Narrowed:
         began, smooth = time.perf_counter(), SMOOTH not in self._options.without
         parts = sum(1 for _ in source.plan.blocks())
         with self._progress(parts, "calibrating and quantising") as shown:
@@ -77,7 +80,7 @@ class Narrowing:
             with self._progress(parts, "measuring what each layer adds to the KL") as shown:
                 chosen, facts["max_kl"] = widened(source, chosen, found, float(self._options.max_kl), shown.advance)
         facts["seconds"] = round(time.perf_counter() - began, 3)
-        return gathered(source, chosen, found, self._folder, facts)
+        return gathered(source, plan, chosen, found, self._folder, facts)
 
     def packed(self) -> None:
         """The codes have been written where they belong."""

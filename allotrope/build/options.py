@@ -19,6 +19,7 @@ TUNE = ("full", "fast", "off")
 PLANS = ("best", "reference")
 EXECUTORS = ("auto", "eager", "graph")
 
+_MOST = {"max_batch": 65_536, "max_len": 2**24, "threads": 1024, "calibration_tokens": 2**30, "seed": 2**63 - 1}
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,20 @@ class BuildOptions:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}", where="build", remedy=f"choose {', '.join(choices)}"
                 )
+        if self.kv is not None and self.kv not in KV:
+            raise UsageError(f"kv is {self.kv!r}", where="build", remedy=f"choose {', '.join(KV)}, or leave it out")
+        for name, most in _MOST.items():
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is not None and (type(value) is not int or not least <= value <= most):
                 raise UsageError(
                     f"{name} is {value!r}", where="build", remedy=f"give a whole number, {least} to {most}"
                 )
+        if self.max_kl is not None and not (type(self.max_kl) in (int, float) and 0 < self.max_kl < float("inf")):
+            raise UsageError(f"max_kl is {self.max_kl!r}", where="build", remedy="give a number above 0, as 0.005")
         if self.wanted:
             from allotrope.quant.policy import Wanted
 
             Wanted(**self.wanted)
-        for name in _LATER:
-            if getattr(self, name) is not None:
-                raise UsageError(f"{name} is not there yet", where="build")
 
     @property
     def wanted(self) -> dict[str, Any]:

@@ -86,11 +86,11 @@ def streamed(
 
 
 def gathered(
-    source: Source, policy: Policy, calibration: Calibration, folder: Path, facts: Mapping[str, Any]
+    source: Source, plan: Plan, policy: Policy, calibration: Calibration, folder: Path, facts: Mapping[str, Any]
 ) -> Narrowed:
     """The model by the policy, out of the blocks' files; a layer that the policy has widened since is taken wide.
 
-    What is outside of the blocks is rounded to nearest.
+    `plan` may keep its cache otherwise than the source's. What is outside of the blocks is rounded to nearest.
     """
     found, chosen = Gathered(folder), list[Mapping[str, Any]]()
     slots, narrow = weight_slots(source.plan), policy.narrow
@@ -111,7 +111,7 @@ def gathered(
     for path, store in policy.stored.items():
         if slots[path] not in found:
             found.add_store(path, wide_weight(source.model, slots[path], source.device), store)
-    return found.finish(source.plan, policy, {"calibration": {**calibration.facts, "groups": chosen}, **facts})
+    return found.finish(plan, policy, {"calibration": {**calibration.facts, "groups": chosen}, **facts})
 
 
 def weight_slots(plan: Plan) -> dict[str, str]:
