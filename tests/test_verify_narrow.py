@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import pytest
 import torch
 
 from allotrope.artifact.engine import open_engine
+from allotrope.build import build
 from allotrope.cli import main
 from allotrope.models.model import open_model
 from allotrope.verify.effective import Effective, Stored
 from allotrope.verify.original import loaders
 from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, WITHIN
 from tests.narrow_engines import ALL, CHEAP, NUMERIC, Narrow, asked, moved
+from tests.narrow_kit import QUICK
+from tests.quantised_folder import quantised
+from tests.test_quantised_models import STORED
 from tests.tiny import FAMILIES
 from tests.verifying import CPU, Forge, spoil, with_call
 
@@ -77,6 +82,20 @@ def test_what_an_engine_means_lies_in_the_original_as_the_checkpoint_does(narrow
         assert 0 < len(differing) < len(theirs)
         assert all(ours[name]().shape == theirs[name]().shape for name in theirs)
         assert not any("norm" in name or "ln_" in name or "embed" in name or "wte" in name for name in differing)
+
+
+@pytest.mark.parametrize(("kind", "case"), (("qwen", "gptq-order"), ("llama", "awq"), ("gpt2", "int8-acts")))
+def test_codes_that_were_the_checkpoints_cost_nothing(tmp_path: Path, kind: str, case: str) -> None:
+    """The original is then the wide model that its codes stand for; only what rounds its inputs costs."""
+    source, out = quantised(kind, tmp_path / "ckpt", STORED[case]), tmp_path / "engine"
+    build(str(source), out, **QUICK)
+    found = asked(out).findings
+    assert found.implementation == IDENTICAL and found.cost is not None, found.located
+    assert (found.cost.word == WITHIN) is (STORED[case].activations is None)
+    if case == "gptq-order":
+        bad = Forge(tmp_path / "forge").planted(out, slots={"blocks.1.attn.o.order": np.flip})
+        located = asked(bad, ("preflight",)).findings.located
+        assert located is not None and located.path == "blocks.1.attn.o"
 
 
 # Planted faults
