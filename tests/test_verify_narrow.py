@@ -205,6 +205,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, M
 
 def test_both_answers_are_printed_and_kept_apart(narrow: Narrow, capsys: pytest.CaptureFixture[str]) -> None:
     path = narrow(**CHEAP)
+    capsys.readouterr()  # what building it said
     code, found, err = command(capsys, str(path), "--attribute")
     assert code == 0 and found["passed"] and found["required"] == CLOSE
     assert found["verdict"] == found["cost"]["word"] == CLOSE and found["implementation"] == IDENTICAL
