@@ -22,7 +22,7 @@ from allotrope.commands.output import Output, time_text
 from allotrope.hw import detect, fingerprint, peaks
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
-from allotrope.ops.contract import ELEMENT_BYTES
+from allotrope.runtime.buffers import page_bytes
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {"deterministic": {}, "variance": {"allow_batch_variance": True}}
@@ -126,9 +126,7 @@ def step_bytes(llm: LLM, batch: int, context: float) -> float:
     """What one decode step must read: every weight once, and the keys and values of all requests."""
     manifest = llm.engine.manifest
     weights = sum(facts.bytes for name, facts in manifest.files.items() if name.startswith("weights"))
-    cache = manifest.plan.cache
-    width = ELEMENT_BYTES[manifest.dtype]
-    return weights + batch * context * 2 * cache.layers * cache.kv_heads * cache.head_dim * width
+    return weights + batch * context * page_bytes(manifest.plan, 1)
 
 
 def ceilings_of(device: Device) -> Ceilings:

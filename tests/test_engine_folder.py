@@ -159,14 +159,14 @@ def test_what_is_no_engine(tmp_path: Path, engine: Path) -> None:
 
 def test_other_schemas_and_fields(engine: Path) -> None:
     original = engine_kit.load(engine)
-    engine_kit.store(engine, {**original, "schema": 2})
-    assert "schema version 2, this Allotrope reads 1" in refusal(engine)
+    engine_kit.store(engine, {**original, "schema": 1})
+    assert "schema version 1, this Allotrope reads 2" in refusal(engine)
     engine_kit.store(engine, {**original, "extra": 1})
     assert "unknown field 'extra'" in refusal(engine)
     engine_kit.store(engine, {name: value for name, value in original.items() if name != "limits"})
     assert "missing field 'limits'" in refusal(engine)
     text = (engine / "engine.json").read_text(encoding="utf-8")
-    (engine / "engine.json").write_text(text.replace('"family"', '"schema": 1, "family"', 1), encoding="utf-8")
+    (engine / "engine.json").write_text(text.replace('"family"', '"schema": 2, "family"', 1), encoding="utf-8")
     assert "not valid JSON" in refusal(engine)  # a duplicate key
 
 
@@ -208,7 +208,7 @@ LIES: dict[str, Callable[[dict[str, Any]], None]] = {
     "buffer width": lambda d: d["plan"]["buffers"]["x"].update(width=2**30),
     "wide buffer": lambda d: d["plan"]["buffers"]["acted"].update(width=2**62),
     "part outside": lambda d: d["plan"]["buffers"]["q"].update(of="x", start=20),
-    "layers": lambda d: d["plan"]["cache"].update(layers=60_000),
+    "layers": lambda d: d["plan"]["cache"].update(dtypes=["compute"] * 60_000),
     "heads": lambda d: d["plan"]["cache"].update(kv_heads=60_000),
     "vocabulary": lambda d: d["plan"].update(vocab=10**30),
     "length": lambda d: d["limits"].update(max_len=65),

@@ -153,7 +153,7 @@ def test_with_cache_can_be_taken_back() -> None:
     plan = lower(LLAMA)
     narrow = with_cache(plan, "fp8")
     told = [call.params["kv"] for call in narrow.calls if call.op in ("kv_write", "attention")]
-    assert told == ["fp8"] * 4 and narrow.cache.dtype == "fp8"
+    assert told == ["fp8"] * 4 and narrow.cache.dtypes == ("fp8", "fp8")
     assert Plan.from_json(narrow.to_json()) == narrow
     assert with_cache(narrow, "compute").cache == plan.cache
     with pytest.raises(UsageError, match=r"the KV format is 'int4'; choose one of compute, int8, fp8"):
@@ -167,7 +167,13 @@ def test_a_build_says_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "KV cache: int8, 240 B per token instead of 768 B" in capsys.readouterr().out
     assert main([*given, "--json"]) == 0
     told = capsys.readouterr().out
-    kept = {"format": "int8", "bytes_per_token": 240, "bytes_per_token_wide": 768}
+    kept = {
+        "format": "int8",
+        "layers": ["int8"] * 3,
+        "exceptions": {},
+        "bytes_per_token": 240,
+        "bytes_per_token_wide": 768,
+    }
     assert json.loads(told.splitlines()[-1])["kv"] == kept
     assert open_engine(tmp_path / "e").manifest.evidence["kv"] == kept
     assert main(["inspect", str(source), "--kv", "int8"]) == 0
@@ -196,9 +202,9 @@ def test_the_whole_check_finds_keys_taken_for_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda plan: plan["cache"].update(dtype="int4"), "KV format 'int4' is unknown"),
+        (lambda plan: plan["cache"].update(dtypes=["int4", "compute"]), "KV format 'int4' is unknown"),
         (
-            lambda plan: plan["cache"].update(dtype="int8"),
+            lambda plan: plan["cache"].update(dtypes=["int8", "compute"]),
             "the cache's rows are 20 wide; 1 heads of 12 as compute take 12",
         ),
         (
@@ -227,10 +233,10 @@ def test_other_heads_than_the_caches_are_refused(tmp_path: Path) -> None:
     plan = with_cache(Plan.from_json(data["plan"]), "int8").to_json()
     data["plan"] = plan
     engine_kit.store(tmp_path / "e", data)
-    assert open_engine(tmp_path / "e").manifest.plan.cache.dtype == "int8"
+    assert open_engine(tmp_path / "e").manifest.plan.cache.words == "int8"
     _params(plan, "kv_write").update(kv="fp8")
     engine_kit.store(tmp_path / "e", data)
-    with pytest.raises(EngineError, match="parameter kv is 'fp8', the caches' is 'int8'"):
+    with pytest.raises(EngineError, match="parameter kv is 'fp8', its cache's is 'int8'"):
         open_engine(tmp_path / "e")
 
 

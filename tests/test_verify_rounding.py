@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from allotrope.artifact.engine import open_engine
-from allotrope.artifact.plan import Call, Plan
+from allotrope.artifact.plan import Call, Plan, kv_path
 from allotrope.models.model import open_model
 from allotrope.ops import kv_codes
 from allotrope.ops.rows import quantise_rows
 from allotrope.ops.tactic import REFERENCE
-from allotrope.verify import quantisers
 from allotrope.verify.oracle import LOGITS, Probe, as_written
 from allotrope.verify.original import oracle
 from allotrope.verify.quantisers import Quantisers, rounded_kv, rounded_rows
@@ -152,7 +151,7 @@ def test_the_original_rounds_only_where_the_engine_does(rounding: Any) -> None:
     assert not differs[:64].any() and differs[64:128].all() and not differs[128:].any()
     active.clear()
     assert torch.equal(plain.walk(ids, {})[LOGITS], some.walk(ids, {})[LOGITS])
-    active.add(quantisers.kv_path(2))
+    active.add(kv_path(2))
     assert not torch.equal(plain.walk(ids, {})[LOGITS], some.walk(ids, {})[LOGITS])
 
 

@@ -17,7 +17,7 @@ from allotrope.artifact import digests
 from allotrope.artifact.plan import Plan
 from allotrope.errors import EngineError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "engine.json"
 _LARGEST = 256 * 2**20  # a plan of a thousand layers is a few MB
 _HEAD = re.compile(rb'\{"digest": "([0-9a-f]{64})",')

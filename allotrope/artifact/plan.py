@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from allotrope.ops.contract import Scalar
-from allotrope.ops.kv_rows import row_width
+from allotrope.ops.kv_rows import COMPUTE, row_width
 from allotrope.ops.tactic import REFERENCE
 
 TOKENS = "tokens"  # rows of a step: every token that it computes
@@ -49,15 +50,37 @@ class Weight:
 class Cache:
     """The KV pool's shape: per layer two arrays `[pages, page_size, row_width]` (see `ops.kv_rows`)."""
 
-    layers: int
     kv_heads: int
     head_dim: int
-    dtype: str = "compute"  # or int8, fp8
+    dtypes: tuple[str, ...]  # layer by layer: "compute", int8 or fp8
 
     @property
-    def row_width(self) -> int:
-        """Elements or, of a narrow cache, bytes that a token takes in each array."""
-        return row_width(self.dtype, self.kv_heads, self.head_dim)
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self.dtypes)
+
+    @cached_property
+    def slots(self) -> Mapping[str, str]:
+        """The form of each cache, by the name of its slot."""
+        return {f"{layer}.{part}": form for layer, form in enumerate(self.dtypes) for part in "kv"}
+
+    @property
+    def narrow(self) -> Mapping[int, str]:
+        """The layers that keep less than what is computed, and in which form."""
+        return {layer: form for layer, form in enumerate(self.dtypes) if form != COMPUTE}
+
+    @property
+    def words(self) -> str:
+        """The form, or how many layers have which."""
+        counted = {form: self.dtypes.count(form) for form in self.dtypes}
+        if len(counted) == 1:
+            return self.dtypes[0]
+        told = {form: f"{count} layer" + ("s" if count > 1 else "") for form, count in counted.items()}
+        return ", ".join(f"{'wide' if form == COMPUTE else form} in {count}" for form, count in told.items())
+
+    def row_width(self, form: str) -> int:
+        """Elements or, of a narrow form, bytes that a token takes in each array."""
+        return row_width(form, self.kv_heads, self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -122,13 +145,18 @@ class Plan:
             name: Weight(**{**spec, "parts": tuple((slot, tuple(shape)) for slot, shape in spec["parts"])})
             for name, spec in fields["weights"].items()
         }
-        fields["cache"] = Cache(**fields["cache"])
+        fields["cache"] = Cache(**{**fields["cache"], "dtypes": tuple(fields["cache"]["dtypes"])})
         fields["calls"] = tuple(
             Call(**{**call, "tactics": tuple((bound, name) for bound, name in call["tactics"])})
             for call in fields["calls"]
         )
         fields["fusions"] = tuple(fields["fusions"])
         return Plan(**fields)
+
+
+def kv_path(layer: int) -> str:
+    """The name of what a layer keeps of keys and values."""
+    return f"blocks.{layer}.attn.kv"
 
 
 def kind(slot: str) -> str:

@@ -83,5 +83,5 @@ def _shape(plan: Plan, slot: str, operand: Operand, sizes: Mapping[str, int]) ->
         parts = [shape for _, shape in plan.weights[name].parts]
         return sum(shape[0] for shape in parts), *parts[0][1:]
     if kind == "c":
-        return sizes["pages"], sizes["page_size"], plan.cache.row_width
+        return sizes["pages"], sizes["page_size"], plan.cache.row_width(plan.cache.slots[name])
     return tuple(sizes.get(axis, 0) for axis in operand.axes)  # 0: another operand says

@@ -78,7 +78,8 @@ def _check_numbers(described: Manifest) -> None:
     _need(described.limits["max_len"] <= plan.max_len, f"limits.max_len exceeds the plan's {plan.max_len}")
     for name in ("layers", "kv_heads", "head_dim"):
         _count(getattr(plan.cache, name), f"plan.cache.{name}", 65_536)
-    _need(plan.cache.dtype in FORMS, f"KV format {plan.cache.dtype!r} is unknown")
+    for form in plan.cache.dtypes:
+        _need(form in FORMS, f"KV format {form!r:.60} is unknown")
     _need(plan.hidden in plan.buffers, f"the residual buffer {plan.hidden!r} does not exist")
     given = described.generation
     ends = given.get("eos_token_ids") or []
@@ -123,7 +124,7 @@ def _check_call(call: Call, described: Manifest) -> None:
     given = set(call.ins)
     _need(mandatory <= given <= set(contract.ins), f"{call.path}: operands {sorted(given)} do not fit op {call.op}")
     _need(set(call.outs) == set(contract.outs), f"{call.path}: outputs {sorted(call.outs)} do not fit op {call.op}")
-    known = {"w": plan.weights, "b": plan.buffers}
+    known = {"w": plan.weights, "b": plan.buffers, "c": plan.cache.slots}
     for operand, slot in (*call.ins.items(), *call.outs.items()):
         kind, name = plans.kind(slot), plans.name(slot)
         _need(kind in "wbsc" and len(kind) == 1, f"{call.path}: {operand} is in slot {slot!r}")
@@ -143,14 +144,15 @@ def _check_call(call: Call, described: Manifest) -> None:
 
 def _check_caches(plan: Plan) -> None:
     used = {plans.name(slot) for call in plan.calls for slot in call.ins.values() if plans.kind(slot) == "c"}
-    expected = {f"{layer}.{part}" for layer in range(plan.cache.layers) for part in "kv"}
-    _need(used == expected, f"the plan uses {len(used)} caches, {plan.cache.layers} layers have {len(expected)}")
+    forms = plan.cache.slots
+    _need(used == set(forms), f"the plan uses {len(used)} caches, {plan.cache.layers} layers have {len(forms)}")
     for call in plan.calls:
         if call.op in ("kv_write", "attention"):
             params = registry.contract(call.op).complete(call.params)
-            known = {"kv": plan.cache.dtype, "kv_heads": plan.cache.kv_heads, "head_dim": plan.cache.head_dim}
-            if call.op == "kv_write" and plan.cache.dtype == COMPUTE:
+            form = forms[plans.name(call.ins["k_cache"])]
+            known = {"kv": form, "kv_heads": plan.cache.kv_heads, "head_dim": plan.cache.head_dim}
+            if call.op == "kv_write" and form == COMPUTE:
                 known.pop("kv_heads")  # rows are moved as they are
             for name, value in known.items():
-                wrong = f"{call.path}: parameter {name} is {params.get(name)!r:.60}, the caches' is {value!r}"
+                wrong = f"{call.path}: parameter {name} is {params.get(name)!r:.60}, its cache's is {value!r}"
                 _need(params.get(name, value) == value, wrong)

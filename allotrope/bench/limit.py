@@ -22,7 +22,7 @@ from allotrope.build.tasks import rows_kind
 from allotrope.hw.peaks import Ceilings
 from allotrope.ops import registry
 from allotrope.ops.contract import Cost
-from allotrope.runtime.buffers import page_bytes
+from allotrope.runtime.buffers import token_bytes
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class _Prices:
             names = {plans.name(slot) for slot in call.ins.values() if plans.kind(slot) == "w"}
             if cost.bytes >= sum(map(self._size, names)):  # else it looks rows up
                 self._weights[kind] |= names
-        self._key_bytes = page_bytes(self.plan, 1) / self.plan.cache.layers
 
     def of(self, step: Step) -> Cost:
         """The least that a step moves and computes."""
@@ -86,7 +85,8 @@ class _Prices:
             for call in self._attention:
                 posed = problem(self.plan, call, Load(rows=own, requests=1, context=end))
                 window = int(posed.params["window"])
-                moved += (min(end, window + own - 1) if window else end) * self._key_bytes
+                keys = min(end, window + own - 1) if window else end
+                moved += keys * token_bytes(self.plan, str(posed.params["kv"]))
                 flops += registry.contract(call.op).cost(posed).flops
             self._seen[own, end] = Cost(moved, flops)
         return self._seen[own, end]

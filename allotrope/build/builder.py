@@ -40,7 +40,7 @@ from allotrope.ops import kernels, registry
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
 from allotrope.quant.held import held
-from allotrope.quant.policy import Wanted, policy
+from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.runtime.buffers import page_bytes
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
@@ -97,12 +97,12 @@ def build(
         with progress(len(model.sources), "reading weights") as shown:
             check_values(model, dtype, options.allow_nan, shown.advance)
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
-        lowered = with_cache(lowered, options.kv or COMPUTE)
         limits = _limits(lowered, options)
         chosen = policy(lowered, Wanted(**options.wanted), held(model, lowered))
         if options.wanted or chosen.narrow:
             for line in chosen.lines():
                 said(line)
+        lowered = with_cache(lowered, tuple(chosen.kv.values()) or COMPUTE)
         narrowing = Narrowing(options, device, writer.folder, progress)
         narrowed = narrowing(model, lowered, chosen, bool(kept))
         lowered = narrowed.plan
@@ -117,7 +117,7 @@ def build(
         evidence = {
             **described.evidence,
             "quantisation": narrowed.to_json(),
-            "kv": _kv(selection.plan),
+            "kv": _kv(selection.plan, chosen),
             "dropped_zero_biases": zero,
             "notes": list(model.notes),
             "tuning": {"effort": options.tune, "threads": threads, **tuned},
@@ -228,10 +228,12 @@ def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
     }
 
 
-def _kv(plan: Plan) -> dict[str, Any]:
-    """In which format keys and values are kept, and what a token takes."""
+def _kv(plan: Plan, chosen: Policy) -> dict[str, Any]:
+    """In which formats keys and values are kept, and what a token takes."""
     return {
-        "format": plan.cache.dtype,
+        "format": plan.cache.words,
+        "layers": list(plan.cache.dtypes),
+        "exceptions": {path: chosen.reasons[path] for path in chosen.kv if path in chosen.reasons},
         "bytes_per_token": page_bytes(plan, 1),
         "bytes_per_token_wide": page_bytes(with_cache(plan, COMPUTE), 1),
     }

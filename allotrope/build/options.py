@@ -47,7 +47,7 @@ class BuildOptions:
     max_kl: float | None = None  # the most sensitive layers stay wide until the model's KL is no larger
     calibration: str | None = None  # a text file; None: the bundled text
     calibration_tokens: int | None = None
-    keep: tuple[str, ...] = ()  # PATTERN=FORMAT, the last that matches a linear layer's path decides
+    keep: tuple[str, ...] = ()  # PATTERN=FORMAT, the last that matches a path decides
     seed: int = 0  # of random weights and of the inputs that tactics are tried on
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class BuildOptions:
 
     @property
     def wanted(self) -> dict[str, Any]:
-        """What is asked of weights, as `quant.policy.Wanted` takes it; empty if nothing is."""
-        names = ("weights", "group_size", "asymmetric", "activations", "method", "keep")
+        """What is asked of weights and caches, as `quant.policy.Wanted` takes it; empty if nothing is."""
+        names = ("weights", "group_size", "asymmetric", "activations", "method", "kv", "keep")
         return {name: value for name in names if (value := getattr(self, name)) not in (None, False, "auto", ())}
 
     @staticmethod

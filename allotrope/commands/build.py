@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         f"whole model: error {_short(whole['rms_error'])}, noise floor {_short(whole['floor_rms'])} of the logits' RMS"
     )
     kv = evidence["kv"]
-    if kv["format"] != COMPUTE:
+    if set(kv["layers"]) != {COMPUTE}:
         narrow, wide = (bytes_text(kv[name]) for name in ("bytes_per_token", "bytes_per_token_wide"))
         out.sentence(f"KV cache: {kv['format']}, {narrow} per token instead of {wide}")
     size = sum(facts.bytes for facts in built.manifest.files.values())

@@ -31,7 +31,7 @@ def add_weight_formats(
         action="append",
         default=[],
         metavar="PATTERN=FORMAT",
-        help="exceptions, the last that matches wins: 'blocks.0.*=wide', '*.down=int8'",
+        help="exceptions, the last that matches wins: 'blocks.0.*=wide', '*.down=int8', '*.1.attn.kv=wide'",
     )
 
 

@@ -12,7 +12,7 @@ from allotrope.hw import detect, peaks
 from allotrope.hw.peaks import Ceilings
 from allotrope.models.inspect import Inspection, Narrow, describe, inspect
 from allotrope.models.model import Model, open_model
-from allotrope.ops.kv_rows import NARROW
+from allotrope.ops.kv_rows import COMPUTE, NARROW
 from allotrope.units import bytes_text
 
 HELP = "What a checkpoint is, its bytes, and the fastest that it could run here."
@@ -37,13 +37,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
     model = open_model(args.ckpt, allow_pickle=args.allow_pickle)
     device = detect.detect(args.device)
     ceilings = peaks.load(device)
-    narrow = _narrow(args, model, device.kind)
+    narrow, kv = _narrow(args, model, device.kind)
     found = inspect(
         model,
         device,
         ceilings,
         weights=args.weights if narrow is None else compute_dtype("auto", model.dtypes[0], device.kind),
-        kv=args.kv,
+        kv=kv,
         max_len=args.max_len,
         max_batch=args.max_batch,
         narrow=narrow,
@@ -53,10 +53,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _narrow(args: argparse.Namespace, model: Model, kind: str) -> Narrow | None:
-    """What `build` would store in few bits with these options; None for nothing."""
+def _narrow(args: argparse.Namespace, model: Model, kind: str) -> tuple[Narrow | None, tuple[str, ...]]:
+    """What `build` would store in few bits with these options, None for nothing; and each layer's keys and values."""
+    layers = len(model.recipe.blocks)
     if args.weights not in _FORMATS and not (args.keep or args.group_size or args.asymmetric):
-        return None
+        return None, (args.kv,) * layers if args.kv else ()
     if args.weights in _DTYPES:
         problem = f"--weights {args.weights} is one dtype for all weights, and has no exceptions or groups"
         raise UsageError(problem, remedy=f"predict for --weights {', '.join(_FORMATS)}")
@@ -66,14 +67,17 @@ def _narrow(args: argparse.Namespace, model: Model, kind: str) -> Narrow | None:
     from allotrope.quant.policy import Wanted, linears, policy
 
     plan = lower(model.recipe, compute_dtype("auto", model.dtypes[0], kind))
-    wanted = Wanted(args.weights, args.group_size, args.asymmetric, keep=tuple(args.keep))
+    wanted = Wanted(
+        args.weights, args.group_size, args.asymmetric, kv=args.kv if args.kv in NARROW else None, keep=tuple(args.keep)
+    )
     chosen = policy(plan, wanted, held(model, plan))
     nbytes = {}
     for call in linears(plan):
         slot, form = name(call.ins["weight"]), chosen.formats[call.path]
         if form is not None:
             nbytes[slot] = form.nbytes(plan.weights[slot].parts[0][1])
-    return Narrow("; ".join(dict.fromkeys(map(str, filter(None, chosen.formats.values())))), nbytes)
+    kv = [plan.dtype if form == COMPUTE else form for form in chosen.kv.values()] or [args.kv or plan.dtype] * layers
+    return Narrow("; ".join(dict.fromkeys(map(str, filter(None, chosen.formats.values())))), nbytes), tuple(kv)
 
 
 def _print(found: Inspection, ceilings: Ceilings | None, out: Output) -> None:

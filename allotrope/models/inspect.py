@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,14 +102,14 @@ def inspect(
     ceilings: Ceilings | None,
     *,
     weights: str | None = None,
-    kv: str | None = None,
+    kv: Sequence[str] = (),
     max_len: int | None = None,
     max_batch: int | None = None,
     narrow: Narrow | None = None,
 ) -> Inspection:
     """Inspect `model` as it would run on `device`; what is not given is as the checkpoint has it.
 
-    `weights` is the dtype of all weights but those that are `narrow`.
+    `weights` is the dtype of all weights but those that are `narrow`; `kv` has a format or a dtype for each layer.
     """
     recipe = model.recipe
     for name, value, limit in (("--max-len", max_len, recipe.max_len), ("--max-batch", max_batch, 65536)):
@@ -118,14 +118,14 @@ def inspect(
     if narrow is None and weights is None and model.quantised:
         narrow = Narrow("codes", model.codes_nbytes)
     weights = weights or model.dtypes[0]
-    kv = kv or weights
-    length = max_len or recipe.max_len
     layers, kv_heads, head_dim = recipe.cache_shape
+    kv = kv or (weights,) * layers
+    length = max_len or recipe.max_len
     sizes = _Sizes(
         weights,
         {s: math.prod(shape) * DTYPES[weights].itemsize for s, shape in slots(recipe).items()}
         | dict(narrow.nbytes if narrow else {}),
-        2 * row_bytes(kv if kv in NARROW else COMPUTE, kv_heads, head_dim, kv),
+        [2 * row_bytes(form if form in NARROW else COMPUTE, kv_heads, head_dim, form) for form in kv],
     )
     batches = [batch for batch in BATCHES if max_batch is None or batch < max_batch]
     if max_batch is not None:
@@ -133,23 +133,23 @@ def inspect(
     return Inspection(
         model=model,
         device=device,
-        weights=f"{narrow.words}, the rest {weights}" if narrow else weights,
-        kv=kv,
+        weights=f"{narrow.words}, the rest {weights}" if narrow and narrow.words else weights,
+        kv=", ".join(dict.fromkeys(kv)),
         max_len=length,
         max_batch=max_batch or 1,
         weight_bytes=sum(sizes.weights.values()),
-        kv_per_token=layers * sizes.kv,
+        kv_per_token=sum(sizes.kv),
         floors=tuple(_floor(recipe, batch, length, sizes, ceilings) for batch in batches),
     )
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes: of each slot's weight, and of a token's keys and values in one layer; `dtype` is what is computed in."""
+    """Bytes: of each slot's weight, and of a token's keys and values in each layer; `dtype` is what is computed in."""
 
     dtype: str
     weights: Mapping[str, int]
-    kv: int
+    kv: Sequence[int]
 
 
 def _floor(recipe: Recipe, batch: int, length: int, sizes: _Sizes, ceilings: Ceilings | None) -> Floor:
@@ -160,10 +160,11 @@ def _floor(recipe: Recipe, batch: int, length: int, sizes: _Sizes, ceilings: Cei
     row = recipe.hidden * DTYPES[sizes.dtype].itemsize
 
     def step(context: int) -> tuple[int, float]:
-        keys = sum(min(context, block.attention.window or context) for block in recipe.blocks)
+        keys = [min(context, block.attention.window or context) for block in recipe.blocks]
         first = recipe.blocks[0].attention
-        moved = read + batch * row + batch * keys * sizes.kv
-        return moved, 2.0 * batch * products + 4.0 * batch * keys * first.heads * first.head_dim
+        cached = sum(count * size for count, size in zip(keys, sizes.kv, strict=True))
+        moved = read + batch * row + batch * cached
+        return moved, 2.0 * batch * products + 4.0 * batch * sum(keys) * first.heads * first.head_dim
 
     (short, short_flops), (full, full_flops) = step(1), step(length)
     if ceilings is None:

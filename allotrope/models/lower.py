@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Cache, Call, Plan, Weight
 from allotrope.models.recipe import Attention, Block, Mlp, Norm, Recipe, Rotary, slots
 from allotrope.ops.contract import Scalar
+from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.sample import ADJUSTMENTS
 
 _PLACES = ("row_starts", "row_first", "page_table", "spans", "memo")
@@ -72,6 +73,7 @@ def lower(recipe: Recipe, dtype: str = "fp32") -> Plan:
     for i, block in enumerate(recipe.blocks):
         _block(draft, i, block)
     _head(draft)
+    layers, kv_heads, head_dim = recipe.cache_shape
     return Plan(
         dtype=dtype,
         vocab=recipe.vocab,
@@ -79,7 +81,7 @@ def lower(recipe: Recipe, dtype: str = "fp32") -> Plan:
         hidden="x",
         buffers=draft.buffers,
         weights={slot: Weight(((slot, shape),)) for slot, shape in draft.shapes.items()},
-        cache=Cache(*recipe.cache_shape),
+        cache=Cache(kv_heads, head_dim, (COMPUTE,) * layers),
         calls=tuple(draft.calls),
     )
 

@@ -87,7 +87,8 @@ class Gathered:
 
     def finish(self, plan: Plan, policy: Policy, facts: Mapping[str, Any]) -> Narrowed:
         """All of it, over the plan that reads it."""
-        found = {"method": policy.method, "policy": policy.to_json(), "exceptions": dict(policy.reasons), **facts}
+        kept = {path: why for path, why in policy.reasons.items() if path in policy.formats}
+        found = {"method": policy.method, "policy": policy.to_json(), "exceptions": kept, **facts}
         firsts = first_of_each(plan, self._orders)
         for path in set(firsts.values()):
             self._put(f"{path}.order", torch.from_numpy(self._orders[path]))

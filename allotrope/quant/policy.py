@@ -1,7 +1,8 @@
-"""Which weight is stored how: from the user's words to a format, or none, for every linear layer of a plan.
+"""What is stored how: from the user's words to a format, or none, for every linear layer and cache of a plan.
 
 All linear layers of the blocks take the format asked for. What stands outside of them (the head, projections beside
-the embedding) stays wide unless an exception names it: the last pattern that matches a path decides.
+the embedding) stays wide unless an exception names it: the last pattern that matches a path decides. What a layer
+keeps of keys and values has a path of its own, `blocks.3.attn.kv`, and formats of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import groupby
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan
 from allotrope.errors import UsageError
+from allotrope.ops.kv_rows import COMPUTE, NARROW
 from allotrope.quant.formats import GROUPS, NAMES, STORES, Format, Store, parse_format
 from allotrope.quant.held import Held
 
@@ -35,6 +37,11 @@ class Exemption:
     word: str
     form: Form
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether it may name linear layers, of which none is called so."""
+        return not self.pattern.endswith(".kv")
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -45,10 +52,12 @@ class Wanted:
     asymmetric: bool = False
     activations: str | None = None
     method: str = "auto"
+    kv: str | None = None
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        named = [one for one in (self.form, *(kept.form for kept in self.exemptions)) if one is not None]
+        kept = (exemption.form for exemption in self.exemptions if exemption.of_weights)
+        named = [one for one in (self.form, *kept) if one is not None]
         names = {one.name for one in named}
         if self.group_size is not None and not names & {"int8", "int4"}:
             problem = f"--group-size is {self.group_size}, but no weights are to be int8 or int4"
@@ -119,12 +128,16 @@ def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Policy:
-    """For every linear layer by its path how it is stored; `method` is the way onto the formats."""
+    """For every linear layer by its path how it is stored; `method` is the way onto the formats.
+
+    `kv` says it of every layer's keys and values; it is empty where nobody asked for narrow ones.
+    """
 
     formats: Mapping[str, Form]
     method: str = "nearest"
     activations: str | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)  # why a layer is an exception
+    kv: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def narrow(self) -> Mapping[str, Format]:
@@ -145,7 +158,9 @@ class Policy:
         return self.activations if meets else None
 
     def words(self, path: str) -> str:
-        """How a layer's weights, and perhaps activations, are stored."""
+        """How a layer's weights, and perhaps activations, or its keys and values are stored."""
+        if path in self.kv:
+            return WIDE if self.kv[path] == COMPUTE else f"{self.kv[path]} per token and head"
         form, product = self.formats[path], self.product(path)
         return (WIDE if form is None else str(form)) + (f", activations {product} per token" if product else "")
 
@@ -157,7 +172,7 @@ class Policy:
             return (block[1], path[block.end() :]) if block else ("", path)
 
         blocks: dict[str, dict[str, str]] = {}
-        for path in self.formats:
+        for path in (*self.formats, *self.kv):
             block, rest = place(path)
             blocks.setdefault(block, {})[rest] = self.words(path)
         outside = blocks.pop("", {})
@@ -169,7 +184,7 @@ class Policy:
             yield f"outside of blocks: {_shared(outside)}"
 
     def to_json(self) -> dict[str, str]:
-        """How each layer is stored, in words."""
+        """How each linear layer is stored, in words."""
         return {path: self.words(path) for path in self.formats}
 
 
@@ -184,7 +199,7 @@ def _shared(words: Mapping[str, str]) -> str:
 
 
 def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
-    """How each linear layer is stored; what cannot be is a UsageError that names the layer.
+    """How each linear layer and cache is stored; what cannot be is a UsageError that names the layer.
 
     What is `held` in codes already stays as it is, or becomes wide.
     """
@@ -193,18 +208,22 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
     # beside codes the rest stays as it is, unless an exemption names it
     inside = None if wanted.weights == plan.dtype or held else wanted.form
     reasons: dict[str, str] = {}
+    caches = dict.fromkeys(map(plans.kv_path, range(plan.cache.layers)), wanted.kv or COMPUTE)
     formats: dict[str, Form] = {call.path: inside if call.path.startswith("blocks.") else None for call in calls}
     formats |= held.formats if held else {}
     named: dict[str, Form] = {}
     for exemption in wanted.exemptions:
         _check_store(exemption.word, f"--keep {exemption.pattern!r}", plan.dtype)
         matched = [path for path in formats if fnmatchcase(path, exemption.pattern)]
-        if not matched:
-            problem = f"--keep {exemption.pattern!r} matches no linear layer"
-            raise UsageError(problem, remedy=f"layers are {_some(list(formats))}")
-        reasons |= dict.fromkeys(matched, f"--keep '{exemption.pattern}={exemption.word}'")
+        kept = _kept(exemption, caches, wanted.kv, plan.dtype, alone=not matched)
+        if not matched and not kept:
+            problem = f"--keep {exemption.pattern!r} matches no linear layer" + (" and no cache" if wanted.kv else "")
+            raise UsageError(problem, remedy=f"layers are {_some([*formats, *(caches if wanted.kv else ())])}")
+        reasons |= dict.fromkeys((*matched, *kept), f"--keep '{exemption.pattern}={exemption.word}'")
         named |= dict.fromkeys(matched, None if exemption.word == plan.dtype else exemption.form)
+        caches |= kept
     formats |= named
+    kv = caches if wanted.kv else {}
     if held:
         _check_held(held, wanted, named)
     readers = [slot for call in plan.calls for slot in call.ins.values()]
@@ -216,8 +235,27 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
         if isinstance(form, Format):
             form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
     if held:
-        return Policy(formats, AS_STORED, wanted.activations or held.activations, reasons)
-    return Policy(formats, _method(wanted, formats), wanted.activations, reasons)
+        return Policy(formats, AS_STORED, wanted.activations or held.activations, reasons, kv)
+    return Policy(formats, _method(wanted, formats), wanted.activations, reasons, kv)
+
+
+def _kept(
+    exemption: Exemption, caches: Mapping[str, str], asked: str | None, dtype: str, *, alone: bool
+) -> dict[str, str]:
+    """What an exemption says of keys and values; `alone` if it speaks of nothing else, and so must make sense here."""
+    matched = [path for path in caches if fnmatchcase(path, exemption.pattern)]
+    if asked is None:
+        if alone and matched:
+            problem = f"--keep {exemption.pattern!r} names keys and values, and all of them stay wide"
+            raise UsageError(problem, remedy=f"add --kv {' or '.join(NARROW)}")
+        return {}
+    form = COMPUTE if exemption.word in (WIDE, dtype) else exemption.word
+    if form in (COMPUTE, *NARROW):
+        return dict.fromkeys(matched, form)
+    if alone and matched:
+        problem = f"--keep {exemption.pattern!r} names keys and values, which cannot be {exemption.word}"
+        raise UsageError(problem, remedy=f"give {', '.join((WIDE, *NARROW))}")
+    return {}
 
 
 def _method(wanted: Wanted, formats: Mapping[str, Form]) -> str:

@@ -106,10 +106,10 @@ def make_caches(plan: Plan, pages: int, page_size: int, device: str, poison: boo
 
     Memory that nobody touches stays unbacked on a CPU.
     """
-    shape = (2, pages, page_size, plan.cache.row_width)
-    dtype = torch_dtype("compute" if plan.cache.dtype == COMPUTE else "uint8", plan.dtype)
     caches: dict[str, torch.Tensor] = {}
-    for layer in range(plan.cache.layers):
+    for layer, form in enumerate(plan.cache.dtypes):
+        shape = (2, pages, page_size, plan.cache.row_width(form))
+        dtype = torch_dtype("compute" if form == COMPUTE else "uint8", plan.dtype)
         both = allocate("the KV pool's pages", shape, dtype, device, poison)
         caches |= {f"c:{layer}.k": both[0], f"c:{layer}.v": both[1]}
     return caches
@@ -117,5 +117,9 @@ def make_caches(plan: Plan, pages: int, page_size: int, device: str, poison: boo
 
 def page_bytes(plan: Plan, page_size: int) -> int:
     """What one page of the KV pool takes, over all layers."""
-    cache = plan.cache
-    return 2 * cache.layers * page_size * row_bytes(cache.dtype, cache.kv_heads, cache.head_dim, plan.dtype)
+    return page_size * sum(token_bytes(plan, form) for form in plan.cache.dtypes)
+
+
+def token_bytes(plan: Plan, form: str) -> int:
+    """What a token's key and value take in a layer of this form."""
+    return 2 * row_bytes(form, plan.cache.kv_heads, plan.cache.head_dim, plan.dtype)

@@ -20,16 +20,17 @@ from functools import partial
 
 import torch
 
-from allotrope.artifact.plan import Plan
+from allotrope.artifact.plan import Plan, kv_path
 from allotrope.hw.device import Device
 from allotrope.models.model import Model
+from allotrope.ops.kv_rows import COMPUTE
 from allotrope.verify.distributions import mean_kl
 from allotrope.verify.effective import PARTS, Effective, Stored, shortened, slots_of
 from allotrope.verify.folds import Folds
 from allotrope.verify.oracle import DTYPES, LOGITS, Oracle
 from allotrope.verify.original import adapted, modules, oracle, targets
 from allotrope.verify.places import block_of
-from allotrope.verify.quantisers import Quantisers, kv_path
+from allotrope.verify.quantisers import Quantisers
 from allotrope.verify.records import Attribution, Share
 
 _PRECISION = "fp32"
@@ -52,8 +53,7 @@ def narrow_modules(stored: Stored) -> list[Module]:
     plan = stored.plan
     found = [_layer(stored, path) for path in stored.narrow]
     found += [_short(stored, slot, tag) for slot, tag in shortened(plan).items()]
-    if plan.cache.dtype != "compute":
-        found += [_kept(plan, layer) for layer in range(plan.cache.layers)]
+    found += [_kept(plan, layer, form) for layer, form in plan.cache.narrow.items()]
     order = list(dict.fromkeys(block_of(call.path) for call in plan.calls))
     return sorted(found, key=lambda module: order.index(block_of(module.path)))
 
@@ -74,10 +74,10 @@ def _short(stored: Stored, slot: str, tag: str) -> Module:
     )
 
 
-def _kept(plan: Plan, layer: int) -> Module:
+def _kept(plan: Plan, layer: int, form: str) -> Module:
     cache = plan.cache
-    wide = cache.kv_heads * cache.head_dim * DTYPES[plan.dtype].itemsize
-    return Module(kv_path(layer), f"kv {cache.dtype}", 2 * plan.max_len * (wide - cache.row_width))
+    wide = cache.row_width(COMPUTE) * DTYPES[plan.dtype].itemsize
+    return Module(kv_path(layer), f"kv {form}", 2 * plan.max_len * (wide - cache.row_width(form)))
 
 
 class _Mixture(Effective):

@@ -76,7 +76,7 @@ def shortened(plan: Plan) -> dict[str, str]:
 
 def is_quantised(plan: Plan) -> bool:
     """Whether anything is stored in less than the dtype that the plan computes in."""
-    return bool(narrow(plan)) or bool(shortened(plan)) or plan.cache.dtype != "compute"
+    return bool(narrow(plan)) or bool(shortened(plan)) or bool(plan.cache.narrow)
 
 
 def formats(plan: Plan) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def formats(plan: Plan) -> tuple[str, ...]:
         counted[f"{layer.format}{inputs}"] = counted.get(f"{layer.format}{inputs}", 0) + 1
     for tag in shortened(plan).values():
         counted[tag] = counted.get(tag, 0) + 1
-    kept = () if plan.cache.dtype == "compute" else (f"keys and values {plan.cache.dtype}",)
+    kept = (f"keys and values {plan.cache.words}",) if plan.cache.narrow else ()
     return (*(f"{count} weights {form}" for form, count in counted.items()), *kept)
 
 

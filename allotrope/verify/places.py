@@ -120,7 +120,8 @@ class Places:
     def __init__(self, plan: Plan, family: Family, recipe: Recipe, oracle: Oracle, blocks: Sequence[str]) -> None:
         self._family, self._recipe, self._oracle = family, recipe, oracle
         cache = plan.cache
-        self._kept: dict[str, Any] = {"form": cache.dtype, "heads": cache.kv_heads, "head_dim": cache.head_dim}
+        self._kept: dict[str, Any] = {"heads": cache.kv_heads, "head_dim": cache.head_dim}
+        self._forms = cache.slots
         self.probes: dict[str, Probe] = {}
         self.by_call: dict[str, tuple[Place, ...]] = {}
         for call in plan.calls:
@@ -156,14 +157,15 @@ class Places:
         """What must stand in the cache: values as they were projected, keys as attention compares them."""
         block = block_of(call.path)
         path = f"{call.path}.{which}"
+        kept = {"form": self._forms[name(call.ins["k_cache"])], **self._kept}
         if which == "k":
             found = self._turned(path, call.op, block, "k")
             if found is not None:
-                return replace(found, cache="k_cache", **self._kept)
+                return replace(found, cache="k_cache", **kept)
         seen = self._seen(f"{block}.attn.{which}", block)
         if seen is None:
             return None
-        return Place(path, call.op, block, seen[0], None, seen[1], cache=f"{which}_cache", **self._kept)
+        return Place(path, call.op, block, seen[0], None, seen[1], cache=f"{which}_cache", **kept)
 
     def _turned(self, path: str, op: str, block: str, which: str) -> Place | None:
         """A rotation, or log-n, which is the identity wherever the oracle is the same model."""

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from allotrope.artifact.plan import Call, Plan, kind, name
+from allotrope.artifact.plan import Call, Plan, kind, kv_path, name
 from allotrope.models.family import Family
 from allotrope.models.recipe import Recipe
 from allotrope.ops.kv_codes import fake
+from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.rows import quantise_rows
 from allotrope.verify.effective import Narrow, narrow
 from allotrope.verify.oracle import DTYPES, Oracle, Probe, as_written
@@ -46,7 +47,7 @@ class Quantisers:
         self._family, self._recipe = family, recipe
         self._inputs = {path: layer for path, layer in narrow(plan).items() if layer.activations != "none"}
         self._dtype = DTYPES[plan.dtype]
-        self.kv = None if plan.cache.dtype == "compute" else plan.cache.dtype
+        self._kv = {kv_path(layer): form for layer, form in plan.cache.narrow.items()}
         self.probes: dict[str, Probe] = {}
         self.by_call: dict[str, list[Read]] = {}
         writers = _Writers(plan)
@@ -60,7 +61,7 @@ class Quantisers:
 
     def cached(self, place: Place) -> str | None:
         """The probe of what is rounded into a cache, bit for bit as the cache is given it."""
-        if place.cache is None or self.kv is None:
+        if place.cache is None or place.form == COMPUTE:
             return None
         return f"{place.block.partition('.')[2]}:{dict(_KV)[place.cache[0]]}"
 
@@ -81,8 +82,8 @@ class Quantisers:
 
     def _quantised(self, call: Call) -> Iterator[tuple[str, Probe]]:
         """The slots that a call rounds as it reads them, and where the original has the same values."""
-        if call.op == "kv_write" and self.kv is not None:
-            layer = block_of(call.path).partition(".")[2]
+        layer = block_of(call.path).partition(".")[2]
+        if call.op == "kv_write" and kv_path(int(layer)) in self._kv:
             yield from ((call.ins[operand], Probe(layer, side)) for operand, side in _KV)
         layers = [layer for layer in self._inputs.values() if layer.call is call]
         if layers:
@@ -92,9 +93,13 @@ class Quantisers:
 
     def install(self, oracle: Oracle, active: Active = lambda _: True) -> Oracle:
         """Make the original round where the engine does, as long as a linear layer, or a `kv_path`, is `active`."""
-        form = self.kv
-        if form is not None:
-            oracle.round_kv = lambda i, states: rounded_kv(states, form) if active(kv_path(i)) else states
+
+        def round_kv(layer: int, states: torch.Tensor) -> torch.Tensor:
+            path = kv_path(layer)
+            return rounded_kv(states, self._kv[path]) if path in self._kv and active(path) else states
+
+        if self._kv:
+            oracle.round_kv = round_kv
         layers: dict[str, list[tuple[Columns | None, Narrow]]] = {}
         for layer in self._inputs.values():
             site = self._family.site(layer.path, self._recipe)
@@ -151,11 +156,6 @@ class _Writers:
                 left -= found
             if not left:
                 return
-
-
-def kv_path(layer: int) -> str:
-    """The name of what a layer keeps of keys and values."""
-    return f"blocks.{layer}.attn.kv"
 
 
 def _round_inputs(module: nn.Module, layers: Sequence[tuple[Columns | None, Narrow]], active: Active) -> None:

@@ -87,8 +87,7 @@ def widening_lines(found: Attribution) -> list[str]:
     first = found.widen[0]
     told = f"Widening {first.module} buys back the most for its bytes: KL {first.saved:.1e} for "
     told += f"{bytes_text(first.extra_bytes)}. In order: {', '.join(share.module for share in found.widen)}."
-    keep = () if first.module.endswith(".kv") else (f"  allotrope build … --keep '{first.module}=wide'",)
-    return [*_wrapped(told, indent=2), *keep]
+    return [*_wrapped(told, indent=2), f"  allotrope build … --keep '{first.module}=wide'"]
 
 
 def preflight_lines(found: Preflight) -> list[str]:
