@@ -3,7 +3,7 @@
 Each model is built with its KV cache as wide as it computes (fp32), in int8 and in fp8. All three read the same
 windows, teacher-forced; keys and values are read from the cache alone, so every token meets the format. `cost` is what
 it adds to the perplexity, with a 95 % interval over documents. A step's time is that of one request at a context of
-about 250 tokens: the least of several.
+about 250 tokens: the least of several. With `--keep 'blocks.1.attn.kv=wide'` the narrow ones have exceptions.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=40_000, metavar="N", help="of held-out text (%(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"))
+    parser.add_argument("--keep", action="append", default=[], metavar="PATTERN=FORMAT", help="as `build` takes it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the figures go as JSON")
     args = parser.parse_args()
     out, found = Output(), dict[str, Any]()
@@ -62,7 +63,13 @@ def main() -> None:
         out.table(("kv", "bytes/token", "cost", "95 %, in %", "KL", "same top-1", "ms/step"), rows(found[name]))
         out.line()
     if args.out is not None:
-        told = {"bytes": args.bytes, "dtype": args.dtype, "versions": fingerprint.versions(), "models": found}
+        told = {
+            "bytes": args.bytes,
+            "dtype": args.dtype,
+            "keep": args.keep,
+            "versions": fingerprint.versions(),
+            "models": found,
+        }
         args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
@@ -85,7 +92,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
 def measure(folder: Path, documents: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """One model in every format."""
     options = {"device": args.device, "dtype": args.dtype, "tune": "off"}
-    paths = {form: cached(str(folder), **options, kv=form) for form in (None, *NARROW)}
+    narrow = {form: cached(str(folder), **options, kv=form, keep=tuple(args.keep)) for form in NARROW}
+    paths = {None: cached(str(folder), **options), **narrow}
     engines = {form: open_engine(path) for form, path in paths.items()}
     plan = engines[None].manifest.plan
     text = texts.read(load(folder, plan.vocab), documents, chat=folder.name == "tinychat")
