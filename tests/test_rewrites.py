@@ -228,7 +228,7 @@ def normed(plan: Plan) -> Plan:
     return replace(plan, calls=tuple(calls))
 
 
-@pytest.mark.parametrize("kind", ["llama-linear", "opt"])
+@pytest.mark.parametrize("kind", ["llama-linear", "opt", "opt-350m"])
 def test_a_block_does_not_answer_for_a_norm_that_was_fused_to_the_one_before(kind: str, forge: Forge) -> None:
     """At a block's border the exact value is put in place of the engine's: the norm already made must see it, too."""
     asked = Question(levels=("layers",))

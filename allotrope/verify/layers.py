@@ -75,12 +75,15 @@ def _record_blocks(
     def visit(call: Call, outs: Mapping[str, torch.Tensor], index: torch.Tensor) -> Others:
         block, again = ends.get(call.path), None
         if block is not None:
-            stream = next(outs[operand] for operand, slot in call.outs.items() if slot == f"b:{plan.hidden}")
+            result = next(operand for operand, slot in call.outs.items() if slot == f"b:{plan.hidden}")
+            stream = outs[result]
             _take(taken, block, stream, index, sequences)
             if block in given:
                 stream.copy_(given[block].to(stream.device)[index])
                 # The norm fused to a block's last sum belongs to the next block: it must see what that is given.
-                again = {"x": torch.zeros_like(stream), "residual": stream} if call.op == "add_norm" else None
+                # Where blocks end with a norm, what it gives is the block's result, and nothing comes after it.
+                fused = call.op == "add_norm" and result == "out"
+                again = {"x": torch.zeros_like(stream), "residual": stream} if fused else None
         if given and quantisers.give(call, outs, given, index):
             return None  # the norm's own result is what is given
         return again
