@@ -9,6 +9,7 @@ from allotrope import __version__, settings
 from allotrope.artifact import digests, manifest
 from allotrope.artifact.engine import open_engine
 from allotrope.build.builder import Progress, build, seeded, silent
+from allotrope.build.calibration import text_of
 from allotrope.build.options import BuildOptions
 from allotrope.errors import EngineError
 from allotrope.hw.detect import detect
@@ -19,8 +20,8 @@ from allotrope.models.readers.open import open_checkpoint
 def cached(ref: str, options: BuildOptions, progress: Progress = silent) -> Path:
     """The engine of `ref` with these options: kept from before, or built now.
 
-    The key holds what could make another engine: the checkpoint's digest, the options, this machine's
-    fingerprint and our version. A kept engine that cannot be opened any more is built anew.
+    The key holds what could make another engine: the checkpoint's digest, the options, what the calibration
+    file says, this machine's fingerprint and our version. A kept engine that cannot be opened any more is built anew.
     """
     folder = settings.cache_dir() / "engines" / _key(ref, options)
     if (folder / manifest.FILE).is_file():
@@ -36,7 +37,10 @@ def cached(ref: str, options: BuildOptions, progress: Progress = silent) -> Path
 def _key(ref: str, options: BuildOptions) -> str:
     checkpoint = open_checkpoint(seeded(ref, options), allow_pickle=options.allow_pickle)
     facts = fingerprint(detect(options.device))
-    parts = [__version__, manifest.SCHEMA, checkpoint.digest(), dict(options.to_json()), facts.hard, facts.soft]
+    asked = dict(options.to_json())
+    if options.calibration is not None:
+        asked["calibration"] = digests.of_bytes(text_of(options.calibration).encode())
+    parts = [__version__, manifest.SCHEMA, checkpoint.digest(), asked, facts.hard, facts.soft]
     digest = digests.of_bytes(json.dumps(parts, sort_keys=True).encode())[:24]
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in Path(checkpoint.origin).name)
     return f"{name[:60].strip('.-') or 'engine'}-{digest}"

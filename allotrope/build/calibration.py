@@ -52,7 +52,7 @@ def _read(
     model: Model, file: str | None, length: int, wanted: int, random: torch.Generator
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     where = file or "the bundled calibration text"
-    text = _text(file)
+    text = text_of(file)
     if not text.strip():
         raise UsageError("the calibration text is empty", where=where, remedy="give a file with text")
     ids = _encoded(model, text, where)
@@ -65,17 +65,21 @@ def _read(
     return sequences[drawn], {"text": file or "bundled", "digest": digests.of_bytes(text.encode())}
 
 
-def _text(file: str | None) -> str:
+def text_of(file: str | None) -> str:
+    """The bundled text, or a file's, or an error that says what is wrong with it."""
     if file is None:
         return resources.files("allotrope.quant").joinpath("calibration.txt").read_text(encoding="utf-8")
     try:
         with Path(file).open(encoding="utf-8", newline="") as opened:
             return opened.read()
     except OSError as error:
-        raise UsageError(f"the calibration text cannot be read: {error.strerror}", where=file) from error
+        problem = f"the calibration text cannot be read: {error.strerror}"
+        raise UsageError(problem, where=file or "--calibration ''") from error
     except UnicodeDecodeError as error:
         problem = f"the calibration text is not UTF-8 at byte {error.start}"
         raise UsageError(problem, where=file, remedy="save it as UTF-8") from error
+    except ValueError as error:
+        raise UsageError(f"the calibration text cannot be read: {error}", where=file) from error
 
 
 def _encoded(model: Model, text: str, where: str) -> list[int]:
@@ -87,5 +91,6 @@ def _encoded(model: Model, text: str, where: str) -> list[int]:
         ids = [[*begin, *tokenizer.encode(page, special=False, allow_special=False)] for page in pages]
     except TokenizerError as error:
         problem = f"the model's tokenizer cannot read the calibration text: {error.problem}"
-        raise UsageError(problem, where=where, remedy="mend the tokenizer, or take --method nearest") from error
+        remedy = "mend the tokenizer, or leave --method, --max-kl and --calibration… out, to round to nearest"
+        raise UsageError(problem, where=where, remedy=remedy) from error
     return [token for page in ids for token in page]

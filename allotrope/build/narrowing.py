@@ -19,6 +19,7 @@ from allotrope.hw.device import Device
 from allotrope.models.model import Model
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
+from allotrope.quant.formats import NAMES
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
 from allotrope.quant.policy import AS_STORED, Policy
@@ -46,7 +47,12 @@ class Narrowing:
         """
         count = len(chosen.narrow) + len(chosen.stored)
         options, name = self._options, self._device.torch_name
-        if not readable and options.method == "auto" and options.calibration is None and options.max_kl is None:
+        if options.max_kl is not None and (model.quantised or not chosen.narrow):
+            why = "the weights are quantised already" if model.quantised else "no weights are to be quantised"
+            remedy = "leave it out" if model.quantised else f"add --weights {', '.join(NAMES)}"
+            raise UsageError(f"--max-kl is {options.max_kl}, but {why}", where="build", remedy=remedy)
+        asked = (options.calibration, options.calibration_tokens, options.max_kl)
+        if not readable and options.method == "auto" and asked == (None, None, None):
             chosen = chosen if chosen.method == AS_STORED else replace(chosen, method="nearest")
             calibrated = False
         else:

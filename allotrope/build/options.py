@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from os import PathLike, fspath
 from typing import Any
 
 from allotrope.build.fuse import FUSIONS
@@ -64,6 +65,14 @@ class BuildOptions:
                 raise UsageError(
                     f"{name} is {value!r}", where="build", remedy=f"give a whole number, {least} to {most}"
                 )
+        for name in ("weights", "activations", "method", "calibration"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise UsageError(f"{name} is {value!r}", where="build", remedy="give a word")
+        if not all(isinstance(text, str) for text in self.keep):
+            remedy = "give PATTERN=FORMAT, or a list of them"
+            raise UsageError(f"keep is {list(self.keep)!r}", where="build", remedy=remedy)
+        if not isinstance(self.group_size, int | None):
+            raise UsageError(f"group_size is {self.group_size!r}", where="build", remedy="give 32, 64 or 128")
         if self.max_kl is not None and not (type(self.max_kl) in (int, float) and 0 < self.max_kl < float("inf")):
             raise UsageError(f"max_kl is {self.max_kl!r}", where="build", remedy="give a number above 0, as 0.005")
         if self.wanted:
@@ -75,7 +84,9 @@ class BuildOptions:
     def wanted(self) -> dict[str, Any]:
         """What is asked of weights and caches, as `quant.policy.Wanted` takes it; empty if nothing is."""
         names = ("weights", "group_size", "asymmetric", "activations", "method", "kv", "keep")
-        return {name: value for name in names if (value := getattr(self, name)) not in (None, False, "auto", ())}
+        usual = (None, "auto", ())
+        given = {name: value for name in names if (value := getattr(self, name)) not in usual}
+        return {name: value for name, value in given.items() if value is not False}
 
     @staticmethod
     def of(**given: Any) -> BuildOptions:
@@ -89,7 +100,9 @@ class BuildOptions:
             given["without"] = tuple(parts.split(",") if isinstance(parts, str) else parts)
         if "keep" in given:
             kept = given["keep"]
-            given["keep"] = (kept,) if isinstance(kept, str) else tuple(kept)
+            given["keep"] = tuple(kept) if isinstance(kept, list | tuple) else (kept,)
+        if isinstance(given.get("calibration"), PathLike):
+            given["calibration"] = fspath(given["calibration"])
         return BuildOptions(**given)
 
     def settled(self, kind: str) -> BuildOptions:

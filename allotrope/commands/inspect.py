@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _narrow(args: argparse.Namespace, model: Model, kind: str) -> tuple[Narrow | None, tuple[str, ...]]:
     """What `build` would store in few bits with these options, None for nothing; and each layer's keys and values."""
     layers = len(model.recipe.blocks)
-    if args.weights not in _FORMATS and not (args.keep or args.group_size or args.asymmetric):
+    if args.weights not in _FORMATS and not (args.keep or args.group_size is not None or args.asymmetric):
         return None, (args.kv,) * layers if args.kv else ()
     if args.weights in _DTYPES:
         problem = f"--weights {args.weights} is one dtype for all weights, and has no exceptions or groups"

@@ -74,9 +74,9 @@ class Finished:
         try:
             with np.load(path, allow_pickle=False) as found:
                 arrays = {name: np.asarray(found[name]) for name in found.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
+            told = json.loads(arrays.pop(_FACTS).tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        told = json.loads(arrays.pop(_FACTS).tobytes())
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         quantised = {}
         for name in [name.removesuffix(".codes") for name in tensors if name.endswith(".codes")]:

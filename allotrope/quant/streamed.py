@@ -11,6 +11,7 @@ import torch
 
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan
+from allotrope.errors import BuildError
 from allotrope.models.model import Model
 from allotrope.quant.calibrate import Made, Narrower, Runs, Streams, effective
 from allotrope.quant.finished import Finished
@@ -51,9 +52,14 @@ class Source:
     formats: Mapping[str, Format]  # of all layers that were narrowed
 
     def finished(self, calibration: Calibration, block: str) -> Finished:
-        """A block's file; of what is no block, nothing."""
+        """A block's file, which has been written by now; of what is no block, nothing."""
+        if not block.startswith("blocks."):
+            return Finished({}, {}, {}, {}, (), ())
         found = Finished.read(calibration.file(block), self.formats, self.device)
-        return found or Finished({}, {}, {}, {}, (), ())
+        if found is None:
+            remedy = "build again, once no other build with these options runs"
+            raise BuildError("its calibrated codes have been removed meanwhile", where=block, remedy=remedy)
+        return found
 
     def weights(self, calls: list[Call]) -> dict[str, torch.Tensor]:
         """All weights that these calls read."""
