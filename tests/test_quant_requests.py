@@ -66,6 +66,13 @@ def test_a_bound_on_nothing(tmp_path: Path) -> None:
         build(str(codes), tmp_path / "engine", max_kl=0.1, **QUICK)
 
 
+def test_too_few_sequences_for_a_bound_are_said_before_the_work(tmp_path: Path) -> None:
+    asked = {"weights": "int4", "max_kl": 0.1, "calibration_tokens": 512, **QUICK}
+    with pytest.raises(UsageError, match="there are 1; give --calibration-tokens 1536 or more"):
+        build("random:llama-15m", tmp_path / "engine", **asked)
+    assert not (tmp_path / "cache" / "calibration").exists()
+
+
 def test_calibration_without_a_tokenizer(tmp_path: Path) -> None:
     """Whoever says how many tokens is told why none can be read; random models are calibrated on random ones."""
     source, asked = str(checkpoint("llama", tmp_path / "ckpt")), {"weights": "int8", "activations": "int8", **QUICK}

@@ -23,7 +23,7 @@ from allotrope.quant.formats import NAMES
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
 from allotrope.quant.policy import AS_STORED, Policy
-from allotrope.quant.sensitivity import widened
+from allotrope.quant.sensitivity import ranking, widened
 from allotrope.quant.streamed import Calibration, Source, gathered, streamed
 
 SMOOTH = "smooth"  # the part that --without leaves out
@@ -67,6 +67,8 @@ class Narrowing:
             with self._progress(count, "quantising weights") as shown:
                 return narrow(model, plan, chosen, self._folder, device=name, advance=shown.advance)
         found = calibration(model, plan, options, self._device.kind)
+        if options.max_kl is not None:
+            ranking(found.ids)  # what could not be measured is said before an hour of calibration
         self._kept = found.folder
         wide = with_cache(plan, COMPUTE)  # what rounding the cache costs is not the weights' to answer for
         source = Source(model, wide, Blocks(wide, self._device, found.ids.shape[1]), name, chosen.narrow)

@@ -32,10 +32,7 @@ def widened(
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy in which enough layers are wide, and why."""
     ids, length = calibration.ids, calibration.ids.shape[1]
-    count = max(1, _RANKED // length)
-    if len(ids) <= count:
-        problem = f"--max-kl ranks on {count} sequences and measures on others; there are {len(ids)}"
-        raise UsageError(problem, where="calibration", remedy="give a longer calibration text")
+    count = ranking(ids)
     parts = _parts(source, policy, calibration, ids[:count], advance)
     order = sorted(parts, key=lambda path: parts[path], reverse=True)
     measured = ids[count : count + max(2, _MEASURED // length)]
@@ -60,6 +57,16 @@ def widened(
     chosen = replace(policy, formats={**policy.formats, **dict.fromkeys(kept)}, reasons={**policy.reasons, **reasons})
     told = {"bound": bound, **rounds[wide], "wide": kept, "parts": {path: parts[path] for path in order}}
     return chosen, told | {"measured": [{"wide": count, **figures} for count, figures in rounds.items()]}
+
+
+def ranking(ids: torch.Tensor) -> int:
+    """How many of the sequences rank the layers; an error if that leaves none to measure the model on."""
+    count = max(1, _RANKED // ids.shape[1])
+    if len(ids) <= count:
+        problem = f"--max-kl ranks on {count} sequences and measures on others; there are {len(ids)}"
+        remedy = f"give --calibration-tokens {(count + 1) * ids.shape[1]} or more, and a text as long"
+        raise UsageError(problem, where="calibration", remedy=remedy)
+    return count
 
 
 def _parts(
