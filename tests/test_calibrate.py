@@ -187,7 +187,8 @@ def test_a_killed_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not any((tmp_path / "cache" / "calibration").iterdir())
 
 
-def test_a_bound_on_kl_holds_on_other_text() -> None:
+def test_a_bound_on_kl_holds_on_other_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "_RANKED", 256)
     model, bound = open_model(BUNDLED / "tinygpt2"), 0.03
     plan = lower(model.recipe, "fp32")
     chosen = policy(plan, Wanted(weights="int4", method="nearest"))
