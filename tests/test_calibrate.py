@@ -223,7 +223,7 @@ def test_a_bound_on_kl_holds_on_other_text(monkeypatch: pytest.MonkeyPatch) -> N
         ({"max_kl": -1.0}, "max_kl is -1.0"),
         ({"method": "nearest", "calibration_tokens": 512}, "nothing to be calibrated"),
         ({"weights": "fp8", "method": "awq"}, "--method awq is for integers"),
-        ({"weights": "int8", "activations": "int8", "method": "gptq"}, "with activations in eight bits"),
+        ({"weights": "int8", "activations": "int8", "method": "awq"}, "with activations in eight bits"),
     ),
 )
 def test_what_cannot_be_calibrated_is_said_in_words(tmp_path: Path, given: dict[str, Any], words: str) -> None:

@@ -23,7 +23,7 @@ from allotrope.quant.shared import Shared, tidy
 from allotrope.quant.smooth import smooth
 
 _EXPONENTS = tuple(step / 10 for step in range(1, 11))
-_SMOOTHED = 1.25  # where no channel is loud, smoothing and not are equally good, and which is better is chance
+_SMOOTHED = 1.05  # where no channel is loud, smoothing and not are equally good, and which is better is chance
 _PROPOSED = 3  # exponents that the block's output chooses among
 _SHARE = 0.5  # of what the inputs have lost that a weight is to answer for: all of it fits the sample too closely
 
