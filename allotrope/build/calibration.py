@@ -19,7 +19,7 @@ from allotrope.quant.streamed import Calibration
 
 PAGE = "\f\n"  # between documents
 _LENGTH = 512  # tokens of a sequence
-_TOKENS = {"cpu": 16_384, "cuda": 65_536}  # by default; the bundled text has about 15,000
+_TOKENS = {"cpu": 16_384, "cuda": 32_768}  # by default; the bundled text has about 15,000
 
 
 def calibration(model: Model, plan: Plan, options: BuildOptions, kind: str) -> Calibration:

@@ -161,7 +161,7 @@ class Narrower:
         """The first is what all others are measured against."""
         kinds = {kind for path in given.formats if (kind := self._policy.product(path))}
         if kinds and self._smooth:
-            yield from by_smoothing(given, Format("fp8" if "fp8" in kinds else "int8"))
+            yield from by_smoothing(given, Format("fp8" if "fp8" in kinds else "int8"), self._policy.method)
         elif self._policy.method == "awq":
             yield from by_awq(given)
         else:

@@ -9,7 +9,7 @@ without scales always stands among them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from allotrope.quant.shared import Shared, tidy
 from allotrope.quant.smooth import smooth
 
 _EXPONENTS = tuple(step / 10 for step in range(1, 11))
-_SMOOTHED = 1.25  # where no channel is loud, smoothing and not are equally good, and which is better is chance
+_SMOOTHED = 1.05  # where no channel is loud, smoothing and not are equally good, and which is better is chance
 _PROPOSED = 3  # exponents that the block's output chooses among
 _SHARE = 0.5  # of what the inputs have lost that a weight is to answer for: all of it fits the sample too closely
 
@@ -63,18 +63,25 @@ def nearest(given: Narrowing) -> Candidate:
     return Candidate({path: round_to_nearest(given.weights[path], form, path) for path, form in given.formats.items()})
 
 
-def by_smoothing(given: Narrowing, activations: Format) -> Iterator[Candidate]:
-    """None, and the strength that the layers' own outputs like best."""
+def by_smoothing(given: Narrowing, activations: Format, method: str) -> Iterator[Candidate]:
+    """None, and the strength that the layers' own outputs like best; rounded by GPTQ where that is the method."""
     yield nearest(given)
+    if method == "gptq":
+        yield by_gptq(given)
     if given.group.before is None:
         return
     found = smooth(Shared(given.weights, given.seen.sample()), activations, peaks=given.seen.peaks)
-    if found.strength is not None:
-        scales = tidy(given.group.before.shared(found.scales))
+    if found.strength is None:
+        return
+    scales = tidy(given.group.before.shared(found.scales))
+    if method == "gptq":
+        made = by_gptq(given, scales)
+    else:
         codes = {
             path: round_to_nearest(given.weights[path] * scales, form, path) for path, form in given.formats.items()
         }
-        yield Candidate(codes, scales, {"strength": found.strength}, _SMOOTHED)
+        made = Candidate(codes, scales)
+    yield replace(made, facts={**made.facts, "strength": found.strength}, worth=_SMOOTHED)
 
 
 def by_awq(given: Narrowing) -> Iterator[Candidate]:
@@ -94,9 +101,10 @@ def by_awq(given: Narrowing) -> Iterator[Candidate]:
         yield Candidate(_clipped(given, aimed, scales), scales, {"exponent": exponent, "clip": True})
 
 
-def by_gptq(given: Narrowing) -> Candidate:
+def by_gptq(given: Narrowing, scales: torch.Tensor | None = None) -> Candidate:
     """GPTQ, all layers of the group at once where they have one format."""
-    prepared, aimed, codes = prepare(given.seen.gram), given.aimed(), dict[str, Quantised]()
+    prepared, codes = prepare(given.seen.gram if scales is None else given.seen.scaled(scales)), dict[str, Quantised]()
+    aimed = {path: weight if scales is None else weight * scales for path, weight in given.aimed().items()}
     for form in dict.fromkeys(given.formats.values()):
         paths = [path for path in given.formats if given.formats[path] == form]
         stacked = torch.cat([aimed[path] for path in paths])
@@ -107,7 +115,7 @@ def by_gptq(given: Narrowing) -> Candidate:
             zeros = None if made.zeros is None else made.zeros[rows].clone()
             codes[path] = Quantised(form, made.codes[rows].clone(), made.scales[rows].clone(), zeros)
             start = rows.stop
-    return Candidate(codes, None, {"damping": prepared.damping} | ({"note": prepared.note} if prepared.note else {}))
+    return Candidate(codes, scales, {"damping": prepared.damping} | ({"note": prepared.note} if prepared.note else {}))
 
 
 def _error(given: Narrowing, aimed: Mapping[str, torch.Tensor], scales: torch.Tensor) -> float:

@@ -81,10 +81,8 @@ class Wanted:
             given = f"--weights is {self.weights}" if self.weights else "weights stay wide"
             problem = f"--activations is {self.activations}, and {given}; both must be the same"
             raise UsageError(problem, remedy=f"add --weights {self.activations}")
-        if self.method not in ("auto", "nearest"):
-            problem = (
-                f"--method is {self.method}; with activations in eight bits, inputs are smoothed and weights rounded"
-            )
+        if self.method == "awq":
+            problem = "--method is awq; with activations in eight bits, inputs are scaled for their own sake"
             raise UsageError(problem, remedy="leave --method or --activations out")
         if self.group_size is not None:
             problem = f"--activations is {self.activations}, and its products need one scale per row of weights"
@@ -259,11 +257,11 @@ def _kept(
 
 
 def _method(wanted: Wanted, formats: Mapping[str, Form]) -> str:
-    """The way onto the formats: for four bits GPTQ, where nothing else is asked for; activations go by smoothing."""
+    """The way onto the formats. GPTQ where calibration pays: for four bits, and beside activations, which need it."""
     if wanted.method != "auto":
         return wanted.method
     four = any(isinstance(form, Format) and form.name == "int4" for form in formats.values())
-    return "gptq" if four and wanted.activations is None else "nearest"
+    return "gptq" if four or wanted.activations is not None else "nearest"
 
 
 def _check_held(held: Held, wanted: Wanted, named: Mapping[str, Form]) -> None:

@@ -75,24 +75,24 @@ def _parts(
     """For each narrow layer the KL at the model's end when it alone is narrow."""
     [base], hidden = source.embedded([ids]), f"b:{source.plan.hidden}"
     states: dict[str, torch.Tensor] = {}
-    end = list(source.plan.blocks())[-1][0]
-    found: dict[str, float] = {}
     for name, calls in source.plan.blocks():
-        if name == "embed":
+        if not name.startswith("blocks."):
             continue
         weights, codes = _weights(source, policy, calibration, name, calls)
-        todo = _until_logits(calls) if name == end else calls
-        wanted = todo[-1].outs["out"] if name == end else hidden
-        ran = {path: source.runs.run(todo, weights, {hidden: state}, wanted) for path, state in states.items()}
+        for path, state in states.items():
+            states[path] = source.runs.run(calls, weights, {hidden: state}, hidden)
         for path, (slot, narrow) in codes.items():
             tap = rounded_input(policy, frozenset({path}))
-            ran[path] = source.runs.run(todo, {**weights, slot: narrow}, {hidden: base}, wanted, tap=tap)
-        base = source.runs.run(todo, weights, {hidden: base}, wanted)
-        states = ran
+            states[path] = source.runs.run(calls, {**weights, slot: narrow}, {hidden: base}, hidden, tap=tap)
+        base = source.runs.run(calls, weights, {hidden: base}, hidden)
         advance()
-    for path, logits in states.items():
-        found[path] = float(kl(base, logits))
-    return found
+    calls = _until_logits(list(source.plan.blocks())[-1][1])
+    weights, wanted = source.weights(calls), calls[-1].outs["out"]
+    exact = source.runs.run(calls, weights, {hidden: base}, wanted)
+    return {  # one after the other: logits of all at once are much for any machine
+        path: float(kl(exact, source.runs.run(calls, weights, {hidden: state}, wanted)))
+        for path, state in states.items()
+    }
 
 
 def ends(
