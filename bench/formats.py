@@ -1,4 +1,4 @@
-"""What each format costs on the bundled models: `python bench/formats.py`, then `python bench/formats.py --table`.
+"""What each format costs on the bundled models: `PYTHONPATH=. python bench/formats.py`, then the same with `--table`.
 
 For each model, format and method an engine is built and told the model's own held-out documents (each cut to the
 calibration's reach of 512 tokens), beside the fp32 engine on the same tokens: change of the perplexity with its 95 %
