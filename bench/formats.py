@@ -39,6 +39,7 @@ W8A8 = {"weights": "int8", "activations": "int8"}
 FP8 = {"weights": "fp8", "activations": "fp8"}
 CASES: dict[str, dict[str, Any]] = {
     "int8": {"weights": "int8"},
+    "int8, gptq": {"weights": "int8", "method": "gptq"},
     "fp8": {"weights": "fp8"},
     "int4 by 32, nearest": {**INT4, "method": "nearest"},
     "int4 by 32, awq": {**INT4, "method": "awq"},
