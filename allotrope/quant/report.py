@@ -16,8 +16,25 @@ from allotrope.quant.rounding import blocks_of_rows
 OUTLIER = 6.0  # times the median column's largest magnitude: what stands out this far sets its group's step
 
 
+class _Error:
+    """What follows from a signal and its noise, as sums of squares."""
+
+    signal: float
+    noise: float
+
+    @property
+    def relative(self) -> float:
+        """The error's norm over the weights'; where all are zero, infinite unless exact."""
+        return _relative(self.signal, self.noise)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal to quantisation noise, in decibels; None where there is no noise."""
+        return _decibels(self.signal, self.noise)
+
+
 @dataclass(frozen=True)
-class WeightError:
+class WeightError(_Error):
     """One weight's error. `signal` and `noise` are sums of squares, of the weight and of its error.
 
     `outliers` are the columns (input channels) whose largest magnitude exceeds OUTLIER times the median of all.
@@ -33,23 +50,13 @@ class WeightError:
     max_abs: float
     outliers: tuple[int, ...]
 
-    @property
-    def relative(self) -> float:
-        """The error's norm over the weight's; of a weight that is all zero, infinite unless exact."""
-        return _relative(self.signal, self.noise)
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Signal to quantisation noise, in decibels; None where there is no noise."""
-        return _decibels(self.signal, self.noise)
-
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "outliers": list(self.outliers), **_figures(self.signal, self.noise)}
 
 
 @dataclass(frozen=True)
-class TotalError:
+class TotalError(_Error):
     """All weights taken as one."""
 
     weights: int
@@ -61,16 +68,6 @@ class TotalError:
     def bits_per_weight(self) -> float:
         """Scales and zeros counted."""
         return 8 * self.nbytes / self.weights
-
-    @property
-    def relative(self) -> float:
-        """The error's norm over the weights'."""
-        return _relative(self.signal, self.noise)
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Signal to quantisation noise, in decibels; None where there is no noise."""
-        return _decibels(self.signal, self.noise)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
