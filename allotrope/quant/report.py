@@ -16,25 +16,8 @@ from allotrope.quant.rounding import blocks_of_rows
 OUTLIER = 6.0  # times the median column's largest magnitude: what stands out this far sets its group's step
 
 
-class _Error:
-    """What follows from a signal and its noise, as sums of squares."""
-
-    signal: float
-    noise: float
-
-    @property
-    def relative(self) -> float:
-        """The error's norm over the weights'; where all are zero, infinite unless exact."""
-        return _relative(self.signal, self.noise)
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Signal to quantisation noise, in decibels; None where there is no noise."""
-        return _decibels(self.signal, self.noise)
-
-
 @dataclass(frozen=True)
-class WeightError(_Error):
+class WeightError:
     """One weight's error. `signal` and `noise` are sums of squares, of the weight and of its error.
 
     `outliers` are the columns (input channels) whose largest magnitude exceeds OUTLIER times the median of all.
@@ -50,13 +33,23 @@ class WeightError(_Error):
     max_abs: float
     outliers: tuple[int, ...]
 
+    @property
+    def relative(self) -> float:
+        """The error's norm over the weight's; of a weight that is all zero, infinite unless exact."""
+        return _relative(self.signal, self.noise)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal to quantisation noise, in decibels; None where there is no noise."""
+        return _decibels(self.signal, self.noise)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "outliers": list(self.outliers), **_figures(self.signal, self.noise)}
 
 
 @dataclass(frozen=True)
-class TotalError(_Error):
+class TotalError:
     """All weights taken as one."""
 
     weights: int
@@ -68,6 +61,16 @@ class TotalError(_Error):
     def bits_per_weight(self) -> float:
         """Scales and zeros counted."""
         return 8 * self.nbytes / self.weights
+
+    @property
+    def relative(self) -> float:
+        """The error's norm over the weights'."""
+        return _relative(self.signal, self.noise)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal to quantisation noise, in decibels; None where there is no noise."""
+        return _decibels(self.signal, self.noise)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

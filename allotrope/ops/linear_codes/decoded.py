@@ -19,7 +19,6 @@ from allotrope.hw.device import Device
 from allotrope.ops.codes import decode_into
 from allotrope.ops.contract import ELEMENT_BYTES, Array, Problem, Scalar
 from allotrope.ops.linear_codes.shape import activations, aligned, plain, unfit
-from allotrope.ops.over_linear import OverLinear
 from allotrope.ops.rows import quantise_rows
 from allotrope.ops.tactic import Tactic
 
@@ -29,12 +28,27 @@ _QUANTISED = 2**20  # activations at a time
 
 
 @dataclass(frozen=True)
-class Decoded(OverLinear):
+class Decoded:
     """A linear tactic over a weight that is decoded first."""
 
     inner: Tactic
     op: str = "linear_codes"
     version: int = 2
+
+    @property
+    def name(self) -> str:
+        """The linear tactic's."""
+        return self.inner.name
+
+    @property
+    def capturable(self) -> bool:
+        """As the linear tactic is: decoding asks nothing of the host."""
+        return self.inner.capturable
+
+    @property
+    def rows_of_a_tile(self) -> int:
+        """See `granule`."""
+        return int(getattr(self.inner, "rows_of_a_tile", 1))
 
     def packings(self) -> Mapping[str, str]:
         """All operands as they are stored."""

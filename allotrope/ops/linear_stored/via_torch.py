@@ -16,17 +16,31 @@ from allotrope.hw.device import Device
 from allotrope.ops.contract import ELEMENT_BYTES, Array, Problem, Scalar
 from allotrope.ops.linear import via_torch as linear
 from allotrope.ops.linear_stored import STORES
-from allotrope.ops.over_linear import OverLinear
 from allotrope.ops.tactic import Tactic
 
 
 @dataclass(frozen=True)
-class Widened(OverLinear):
+class Widened:
     """A linear tactic over a weight that is widened first."""
 
     inner: Tactic
     op: str = "linear_stored"
     version: int = 1
+
+    @property
+    def name(self) -> str:
+        """The linear tactic's."""
+        return self.inner.name
+
+    @property
+    def capturable(self) -> bool:
+        """As the linear tactic is: widening asks nothing of the host."""
+        return self.inner.capturable
+
+    @property
+    def rows_of_a_tile(self) -> int:
+        """See `granule`."""
+        return int(getattr(self.inner, "rows_of_a_tile", 1))
 
     def packings(self) -> Mapping[str, str]:
         """The linear tactic's: widening changes no order."""
