@@ -144,13 +144,18 @@ def test_a_failing_thread_is_told_to_all_who_wait(tokenizer: Tokenizer, monkeypa
 
 def test_closing_while_streaming(tokenizer: Tokenizer) -> None:
     async def test() -> None:
-        device = Device()
+        gate = Gate()
+        device = Device(fails=gate)
         engine = AsyncEngine(opened(device, tokenizer))
         stream = engine.generate([5] * 3, LONG)
+        gate.let(3)  # so that the answer cannot end before the engine is closed, however busy the machine
         [first] = await read(stream, 1)
         waiting = [asyncio.create_task(engine.answer([6 + i], LONG)) for i in range(9)]
         await asyncio.sleep(0)
-        await asyncio.gather(engine.close(), engine.close())
+        closing = [asyncio.create_task(engine.close()) for _ in range(2)]
+        await until(lambda: engine._thread._closing)
+        gate.let_all()
+        await asyncio.gather(*closing)
         assert device.closed and not engine._loop.busy
         told = [first]
         with pytest.raises(UsageError, match="has been closed"):
