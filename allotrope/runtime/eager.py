@@ -16,6 +16,7 @@ from allotrope.hw.device import Device
 from allotrope.ops.contract import Array
 from allotrope.ops.sample import ADJUSTMENTS
 from allotrope.runtime.buffers import Buffers, allocate, fill_poison, make_caches, torch_dtype
+from allotrope.runtime.call_clock import CallClock
 from allotrope.runtime.program import After, Program, Tap
 from allotrope.runtime.results import Clock, Results
 from allotrope.runtime.step import LAST_DRAWN, Pending, StepInput, StepOutput
@@ -31,7 +32,8 @@ class EagerExecutor:
 
     Making one sets torch for the process: matrix products in true fp32 (no TF32), no reductions in fp16
     or bf16, and with `threads` that many CPU threads. `poison` fills memory with NaN before it is used, for tests;
-    `drop_resident` lets go of the weights' pages after each call that read some, for little memory.
+    `drop_resident` lets go of the weights' pages after each call that read some, for little memory. `timed` notes
+    how long each call of a step takes.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class EagerExecutor:
         threads: int | None = None,
         poison: bool = False,
         drop_resident: bool = False,
+        timed: bool = False,
     ) -> None:
         settle_torch(threads)
         self.plan = plan or engine.manifest.plan
@@ -68,6 +71,7 @@ class EagerExecutor:
             )
         self._drawn = allocate("drawn tokens", (max_requests,), torch_dtype("int64", ""), device.torch_name, False)
         self._clock = Clock(device.kind == "cuda")
+        self._calls = CallClock(self.plan, device.kind == "cuda") if timed else None
         self._reserve({TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests})
 
     def run(self, step: StepInput, tap: Tap | None = None) -> StepOutput:
@@ -86,7 +90,9 @@ class EagerExecutor:
 
         if self.program is None:
             raise UsageError("the engine has been closed", remedy="open it again")
-        began = self._clock.now()
+        began, calls = self._clock.now(), self._calls
+        if calls is not None:
+            calls.begin()
         arrays, rows = step_arrays(step, self.page_size)
         self._reserve(rows)  # outside of inference mode, so that callers may write into what they are given
         with torch.inference_mode():
@@ -95,7 +101,8 @@ class EagerExecutor:
             self.program.run(slots, rows, self._workspace, self._after(tap), {"sample": promises(step)})
             sampled = {name: slots[slot] for name, slot in self._sampled.items()}
             self._drawn.index_copy_(0, slots["s:drawn_slots"], sampled["tokens"].reshape(-1))
-            return Results(step, slots[self._logits], sampled, slots).launched(self._clock.ended(began))
+            results = Results(step, slots[self._logits], sampled, slots)
+            return results.launched(self._clock.ended(began), None if calls is None else calls.take())
 
     def close(self) -> None:
         """Let go of all memory. The executor is of no use afterwards."""
@@ -107,16 +114,23 @@ class EagerExecutor:
             torch.cuda.empty_cache()  # back to the driver, not only to torch
 
     def _after(self, tap: Tap | None) -> After | None:
-        """What happens after each call, if anything."""
-        if tap is None and not self._drop_resident:
+        """What happens after each call, if anything. With a clock, what came before the first call is nobody's."""
+        calls, quiet = self._calls, tap is None and not self._drop_resident
+        if quiet and calls is None:
             return None
 
         def after(call: Call, outs: dict[str, Array], weighed: bool) -> Mapping[str, Array] | None:
+            if calls is not None:
+                calls.ended(call)
             others = None if tap is None else tap(call, outs)
             if self._drop_resident and weighed:
                 self._engine.forget()
+            if calls is not None and not quiet:
+                calls.skip()  # what was done here is no call's
             return others
 
+        if calls is not None:
+            calls.skip()
         return after
 
     def _reserve(self, rows: Mapping[str, int]) -> None:

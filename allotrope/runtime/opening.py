@@ -45,14 +45,14 @@ class Opened:
     reader: Reader
 
 
-def open_folder(folder: Path, options: RuntimeOptions) -> Opened:
-    """Open an engine and settle everything that the options leave open."""
+def open_folder(folder: Path, options: RuntimeOptions, *, timed: bool = False) -> Opened:
+    """Open an engine and settle everything that the options leave open. `timed`: each step's calls are timed."""
     engine, device = _open(folder, options.device)
     tokenizer = _tokenizer(engine)
     plan, generation = engine.manifest.plan, engine.manifest.generation
     max_len = options.length(engine.manifest.limits["max_len"])
     tokenizer.limit(max_len)
-    executor = _executor(engine, device, options, max_len)
+    executor = _executor(engine, device, options, max_len, timed)
     scheduler = Scheduler(
         executor.pages,
         options.page_size,
@@ -94,7 +94,7 @@ def _rotary_lengths(engine: Engine) -> tuple[int, ...]:
     return tuple(sorted({int(p["original_len"]) for p in calls if p.get("scaling") in ("dynamic", "qwen_ntk")}))
 
 
-def _executor(engine: Engine, device: Device, options: RuntimeOptions, max_len: int) -> Executor:
+def _executor(engine: Engine, device: Device, options: RuntimeOptions, max_len: int, timed: bool) -> Executor:
     """The executor, with as many KV pages as could be used and as fit."""
     from allotrope import settings
     from allotrope.runtime.buffers import available_bytes, page_bytes
@@ -112,6 +112,7 @@ def _executor(engine: Engine, device: Device, options: RuntimeOptions, max_len: 
         max_tokens=min(options.max_batched_tokens, options.max_num_seqs * max_len),
         max_requests=options.max_num_seqs,
         threads=options.threads or settings.threads(),
+        timed=timed,
     )
 
 

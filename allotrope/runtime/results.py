@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from allotrope.runtime.call_clock import CallTimes
 from allotrope.runtime.step import Candidates, Scored, StepInput, StepOutput
 from allotrope.runtime.step_tensors import logit_starts, reported
 
@@ -83,10 +84,11 @@ class Results:
             found |= {"given": scores.given, "likeliest": scores.likeliest, "values": scores.values}
         self._found = {name: _sent(tensor) for name, tensor in found.items()}
         self._moments: Moments | None = None
+        self._calls: CallTimes | None = None
 
-    def launched(self, moments: Moments) -> Results:
+    def launched(self, moments: Moments, calls: CallTimes | None = None) -> Results:
         """Itself, with its times."""
-        self._moments = moments
+        self._moments, self._calls = moments, calls
         return self
 
     @property
@@ -111,7 +113,8 @@ class Results:
         scored: tuple[tuple[Scored, ...], ...] = ()
         if "given" in found:
             candidates, scored = _reports(step, found, finite)
-        return StepOutput(tokens, logprobs, candidates, finite, scored, self._logits, busy_s, idle_s)
+        timed = (None, 0.0) if self._calls is None else self._calls.seconds()
+        return StepOutput(tokens, logprobs, candidates, finite, scored, self._logits, busy_s, idle_s, *timed)
 
 
 def _sent(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 WANT_NONE, WANT_LAST, WANT_ALL = 0, 1, 2
@@ -86,6 +87,8 @@ class StepOutput:
     logits: Any = None  # on the executor's device, [rows wanted, vocab]; valid until the next step
     busy_s: float = 0.0  # how long the device worked on the step, in seconds
     idle_s: float = 0.0  # and how long it stood still before it, since the end of the step before; 0 for the first
+    call_s: Seconds | None = None  # [calls of the plan] how long each took; None: not timed, or repeated whole
+    prepare_s: float = 0.0  # where calls are timed: how long the step took before the first of them
 
 
 class Pending(Protocol):
