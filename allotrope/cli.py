@@ -7,6 +7,7 @@ import difflib
 import importlib
 import io
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -116,6 +117,7 @@ def _dispatch(arguments: list[str]) -> int:
     args = verb_parser(verb).parse_all(arguments[1:])
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed is {args.seed}", remedy="give a whole number from 0 to 2**63 - 1")
+    args.command = shlex.join(["allotrope", *arguments])  # kept with what it finds
     out = Output(as_json=args.json, quiet=args.quiet)
     with settings.keeping_in(args.cache_dir):
         code: int = importlib.import_module(f"allotrope.commands.{verb}").run(args, out)

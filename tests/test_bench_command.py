@@ -45,6 +45,7 @@ def test_the_verb(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["limit"]["seconds"] is None and found["limit"]["bytes"] > 0  # no ceilings are kept here
     kept = json.loads((engine / "bench.json").read_text())["load"]
     assert {name: kept[name] for name in found} == found
+    assert kept["command"].startswith(f"allotrope bench {engine} --load 9") and kept["date"] and kept["engine_digest"]
     samples = kept["samples"]
     assert len(samples) == 9 and sum(len(one["tokens_s"]) for one in samples) == found["output_tokens"]
     assert kept["environment"]["device"]["kind"] == "cpu" and kept["options"]["max_num_seqs"] == 4

@@ -225,7 +225,11 @@ def test_json_and_what_is_kept(forge: Forge, capsys: pytest.CaptureFixture[str])
     assert code == 0
     found = json.loads(out.splitlines()[-1])
     kept = json.loads((path / "verify.json").read_text())
+    stamp = {key: kept.pop(key) for key in ("command", "date", "engine_digest")}
     assert {key: found[key] for key in kept} == kept
+    assert stamp["command"] == f"allotrope verify {path} --json --seed 5 --new-tokens 4"
+    assert stamp["engine_digest"] == json.loads((path / "engine.json").read_text())["digest"]
+    assert stamp["date"][:2] == "20" and stamp["date"].endswith("Z")
     assert found["verdict"] == found["implementation"] == IDENTICAL and found["cost"] is None and found["passed"]
     assert set(found["levels"]) == {"preflight", "layers", "logits", "tokens"}
     assert found["located"] is None and found["first_divergence"] is None

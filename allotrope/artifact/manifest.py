@@ -21,6 +21,7 @@ SCHEMA = 2
 FILE = "engine.json"
 _LARGEST = 256 * 2**20  # a plan of a thousand layers is a few MB
 _HEAD = re.compile(rb'\{"digest": "([0-9a-f]{64})",')
+_HEAD_BYTES = 128  # more than the head has
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ def read(folder: Path) -> Manifest:
         raise EngineError("its content does not match its own digest", where=str(path), remedy=REBUILD)
     del data["digest"]
     return _manifest(data, path)
+
+
+def digest(folder: Path) -> str | None:
+    """The digest that an engine folder's manifest states of itself; None where there is none to be read."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            head = _HEAD.match(file.read(_HEAD_BYTES))
+    except OSError:
+        return None
+    return None if head is None else head[1].decode()
 
 
 REBUILD = "it was changed or damaged after building; build it again"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from allotrope.artifact import results
 from allotrope.artifact.engine import Engine
 from allotrope.bench.drive import Times
 from allotrope.hw.device import Device
@@ -67,10 +67,7 @@ def keep(folder: Path, part: str, found: Mapping[str, Any]) -> Path:
     from allotrope.verify.records import strict
 
     path = folder / FILE
-    whole = {**_kept(path), part: found}
-    temporary = folder / f".{FILE}.tmp-{os.getpid()}"
-    temporary.write_text(json.dumps(strict(whole), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    results.write(path, strict({**_kept(path), part: found}))
     return path
 
 

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Measure, print and keep."""
+    from allotrope.artifact import results
     from allotrope.bench import keep
     from allotrope.bench.load import measure
     from allotrope.bench.watch import Watched
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         opened.executor.close()
     figures = found.to_json()
     _print(found, figures, out)
-    _keep(args.out, opened.engine, keep.environment(device, opened.engine, options), found, out)
+    facts = keep.environment(device, opened.engine, options)
+    _keep(args.out, opened.engine, {**results.stamp(opened.engine.path, args.command), **facts}, found, out)
     out.result({"load": figures})
     failed = next((one.error for one in found.times if one.error), None)
     if failed:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify and print; 3 when the verdict is below what is required."""
     from allotrope.verify.session import Question, verify
-    from allotrope.verify.verdict import PROVING, default_requirement, enough
+    from allotrope.verify.verdict import PROVING
 
     asked = Question(
         original=args.original,
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         prompts=args.prompts,
         new_tokens=args.new_tokens,
         attribute=args.attribute,
+        require=args.require,
         seed=args.seed,
         device=args.device,
         allow_pickle=args.allow_pickle,
@@ -73,14 +74,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.require and quantised and "logits" not in asked.levels:
         raise UsageError("--require needs the level logits: it says what the formats cost", remedy="leave --level out")
     with out.progress(len(asked.levels) + quantised, "verifying") as shown:
-        result = verify(folder, asked, lambda _: shown.advance(), out.progress)
-    required = args.require or default_requirement(result.findings.dtype, quantised=quantised)
-    well = enough(result.findings.verdict, required)
+        result = verify(folder, asked, lambda _: shown.advance(), out.progress, command=args.command)
     _print(result, out)
-    if not well:
-        out.line(f"Required: {required}. The engine does not pass.")
-    out.result({"engine": str(folder), **result.to_json(), "required": required, "passed": well})
-    return 0 if well else 3
+    if not result.passed:
+        out.line(f"Required: {result.required}. The engine does not pass.")
+    out.result({"engine": str(folder), **result.to_json()})
+    return 0 if result.passed else 3
 
 
 def _print_attribution(found: Attribution, out: Output) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from allotrope import settings, tokenizers
-from allotrope.artifact import manifest
+from allotrope.artifact import manifest, results
 from allotrope.artifact.engine import Engine, open_engine
 from allotrope.build.builder import Progress, silent
 from allotrope.errors import CheckpointError, TokenizerError, UsageError
@@ -39,7 +37,7 @@ from allotrope.verify.prompts import TEXTS, Prompt, default_prompts, read_prompt
 from allotrope.verify.quantisers import Quantisers
 from allotrope.verify.records import Attribution, Check, Cost, Layers, Logits, Preflight, Tokens, strict
 from allotrope.verify.structure import check_structure
-from allotrope.verify.verdict import LEVELS, Findings, cost_word
+from allotrope.verify.verdict import LEVELS, Findings, cost_word, default_requirement, enough
 from allotrope.verify.weights import check_digests, check_weights, recorded
 
 FILE = "verify.json"
@@ -58,6 +56,7 @@ class Question:
     device: str = "auto"
     allow_pickle: bool = False
     attribute: bool = False  # of a quantised engine: which modules cost what
+    require: str | None = None  # the least good word; None: what its precision allows
     threads: int | None = None  # CPU threads of engine and original; None: ALLOTROPE_THREADS, or torch's choice
 
     def __post_init__(self) -> None:
@@ -79,11 +78,19 @@ class Result:
     prompts: tuple[Prompt, ...]
     original: str
     seconds: float
+    required: str  # the least good word
+
+    @property
+    def passed(self) -> bool:
+        """Whether the verdict is good enough."""
+        return enough(self.findings.verdict, self.required)
 
     def to_json(self) -> dict[str, Any]:
         """Everything shown, and the environment beside it."""
         return {
             **self.findings.to_json(),
+            "required": self.required,
+            "passed": self.passed,
             "dtype": self.findings.dtype,
             "original": self.original,
             "prompts": [{"name": prompt.name, "tokens": len(prompt.ids), "new": prompt.new} for prompt in self.prompts],
@@ -93,9 +100,17 @@ class Result:
 
 
 def verify(
-    path: Path | str, asked: Question, said: Callable[[str], None] = lambda _: None, progress: Progress = silent
+    path: Path | str,
+    asked: Question,
+    said: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
+    *,
+    command: str | None = None,
 ) -> Result:
-    """Verify the engine at `path`; `said` hears of each stage. The result is also kept in the engine's folder."""
+    """Verify the engine at `path`; `said` hears of each stage.
+
+    The result is also kept in the engine's folder, with the `command` that asked for it.
+    """
     began = time.perf_counter()
     session = _Session(Path(path), asked)
     found: dict[str, Any] = {}
@@ -114,8 +129,10 @@ def verify(
         session.prompts,
         session.model.checkpoint.origin,
         time.perf_counter() - began,
+        asked.require or default_requirement(session.dtype, quantised=bool(session.formats)),
     )
-    keep(Path(path), result)
+    folder = Path(path)
+    results.write(folder / FILE, {**strict(result.to_json()), **results.stamp(folder, command)})
     return result
 
 
@@ -297,7 +314,7 @@ class _Session:
             "fingerprint": {"hard": facts.hard, "soft": facts.soft},
             "seed": self.asked.seed,
             "truth": FINER[self.dtype],
-            "engine_digest": self.engine.manifest.source.get("digest"),
+            "source_digest": self.engine.manifest.source.get("digest"),
         }
 
 
@@ -334,10 +351,3 @@ def _tokenizer(engine: Engine) -> tuple[Tokenizer | None, Check]:
     except TokenizerError as error:
         return None, Check(name, False, str(error))
     return found, Check(name, True, f"{found.kind}, {found.vocab_size} ids")
-
-
-def keep(folder: Path, result: Result) -> None:
-    """Write verify.json, whole or not at all."""
-    temporary = folder / f".{FILE}.tmp-{os.getpid()}"
-    temporary.write_text(json.dumps(strict(result.to_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE)
