@@ -73,6 +73,19 @@ def test_ceilings_are_measured_kept_and_read_back(cpu: Device) -> None:
     assert measured.floor_s(0, rate, "fp32") == pytest.approx(1.0)
 
 
+def test_what_a_cache_holds_is_read_at_the_caches_rate(cpu: Device) -> None:
+    measured = peaks.measure(cpu, budget_s=0.05)
+    assert len(measured.cache_read_bytes_per_s) in (0, len(peaks._CACHED))
+    kept = peaks.Ceilings(10.0, {"fp32": 100.0, "int8": 900.0}, {}, 1, "now", {"64": 40.0, "8": 80.0, "32": 60.0})
+    assert [kept.read_rate(held) for held in (1, 8, 20, 32, 48, 64, 1e9)] == [80, 80, 70, 60, 50, 10, 10]
+    assert kept.floor_s(120, 0, "fp32", held=32) == 2 and kept.floor_s(120, 0, "fp32") == 12
+    assert kept.floor_s(0, 900, "int8") == 1 and kept.floor_s(0, 900, "bf16") == 9  # integers' rate is no other's
+    plain = peaks.Ceilings(10.0, {"fp32": 100.0}, {}, 1, "now")
+    assert plain.read_rate(1) == 10
+    slow = peaks.Ceilings(10.0, {"fp32": 100.0}, {}, 1, "now", {"8": 80.0, "64": 4.0})
+    assert slow.read_rate(60) == 10  # a noisy moment makes no cache slower than memory
+
+
 def test_damaged_ceilings_count_as_absent(cpu: Device) -> None:
     path = peaks._path(cpu)
     path.parent.mkdir(parents=True, exist_ok=True)

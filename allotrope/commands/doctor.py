@@ -92,6 +92,10 @@ def _tactics(device: Device) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _cached(entry: tuple[str, float]) -> tuple[str, str]:
+    return bytes_text(int(entry[0])), f"{entry[1] / 1e9:.0f} GB/s"
+
+
 def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[dict[str, Any]]], out: Output) -> None:
     out.line(f"device    {device.name} ({device.kind}, {device.arch})")
     out.line(f"          {device.cores} cores, {bytes_text(device.memory_bytes)}")
@@ -103,7 +107,12 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
         threads = "" if device.kind == "cuda" else f" with {ceilings.threads} thread{'s'[: ceilings.threads != 1]}"
         out.line(f"ceilings  read {ceilings.read_bytes_per_s / 1e9:.1f} GB/s, measured {ceilings.measured_at}{threads}")
         for dtype, rate in ceilings.matmul_flops_per_s.items():
-            out.line(f"          {dtype} matrix product {rate_text(rate)}")
+            unit = "OP/s" if dtype == peaks.INT8 else "FLOP/s"
+            out.line(f"          {dtype} matrix product {rate_text(rate, unit)}")
+        if cached := list(ceilings.cache_read_bytes_per_s.items())[::2]:
+            sizes, rates = (", ".join(words) for words in zip(*map(_cached, cached), strict=True))
+            out.line(f"          read again and again, {sizes}:")
+            out.line(f"          {rates}")
     shown = ("torch", "transformers", "tokenizers", "numpy")
     found = fingerprint.versions()
     out.line("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))

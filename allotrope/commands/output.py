@@ -28,10 +28,10 @@ def count_text(count: float) -> str:
     return f"{count:.4g} B"
 
 
-def rate_text(per_second: float) -> str:
+def rate_text(per_second: float, unit: str = "FLOP/s") -> str:
     """`96.8 GFLOP/s`, `989 TFLOP/s`."""
     tera = per_second >= 1e12
-    return f"{per_second / (1e12 if tera else 1e9):.3g} {'TFLOP/s' if tera else 'GFLOP/s'}"
+    return f"{per_second / (1e12 if tera else 1e9):.3g} {'T' if tera else 'G'}{unit}"
 
 
 def time_text(seconds: float) -> str:

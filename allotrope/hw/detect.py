@@ -64,6 +64,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the first core shares in; 0 where the system does not say."""
+    found = 0
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:])
+        if unit and text[:-1].isdigit():
+            found = max(found, int(text[:-1]) * unit)
+    return found
+
+
 def _may_have_gpu() -> bool:
     """A cheap look, so that CPU-only machines need not import torch to find no GPU."""
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia").exists() or Path("/dev/nvidia0").exists()

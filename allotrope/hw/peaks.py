@@ -2,24 +2,31 @@
 
 Every speed that Allotrope prints stands beside the least time that these two allow. What is measured is
 a stream of reads (a sum over a buffer far larger than the caches), since decoding reads weights and
-writes next to nothing, and a large square matrix product per dtype.
+writes next to nothing, and a large square matrix product per dtype. A model that fits the last-level cache
+is not read from memory at all: on a CPU the same sum over smaller buffers says how fast they are read again.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from allotrope import settings
+from allotrope.hw.detect import last_level_cache
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint
 from allotrope.hw.timer import time_calls
 
+INT8 = "int8"
+"""The name of the rate of integer products: multiplications and additions a second, counted as flops are."""
 _SCHEMA = 1
+_CACHED = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2, 4)  # buffers, in last-level caches
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,27 @@ class Ceilings:
     spread: dict[str, float]
     threads: int
     measured_at: str
+    cache_read_bytes_per_s: dict[str, float] = field(default_factory=dict)  # by the buffer's bytes, as text
 
-    def floor_s(self, bytes_moved: float, flops: float, dtype: str) -> float:
-        """The least time for an op that moves `bytes_moved` and computes `flops`."""
-        rate = self.matmul_flops_per_s.get(dtype) or max(self.matmul_flops_per_s.values())
-        return max(bytes_moved / self.read_bytes_per_s, flops / rate)
+    def floor_s(self, bytes_moved: float, flops: float, dtype: str, held: float = math.inf) -> float:
+        """The least time for an op that moves `bytes_moved` and computes `flops`.
+
+        `held` is how much is read between two visits to the same byte: little enough, and a cache keeps it.
+        """
+        rate = self.matmul_flops_per_s.get(dtype) or max(
+            rate for name, rate in self.matmul_flops_per_s.items() if name != INT8
+        )
+        return max(bytes_moved / self.read_rate(held), flops / rate)
+
+    def read_rate(self, held: float = math.inf) -> float:
+        """Bytes per second of what is read over and over, `held` bytes of it; between two measured sizes, linear."""
+        known = sorted((int(size), rate) for size, rate in self.cache_read_bytes_per_s.items())
+        if not known or held >= known[-1][0]:
+            return self.read_bytes_per_s
+        place = bisect.bisect_right(known, held, key=lambda one: one[0])
+        (low, slow), (high, fast) = known[max(place - 1, 0)], known[place]
+        share = 0.0 if high == low else max((held - low) / (high - low), 0.0)
+        return max(slow + share * (fast - slow), self.read_bytes_per_s)
 
 
 def _path(device: Device) -> Path:
@@ -93,8 +116,40 @@ def measure(device: Device, *, budget_s: float = 2.0) -> Ceilings:
         timing = time_calls(multiply, device, samples=9, budget_s=budget_s)
         rates[dtype] = 2.0 * size**3 / min(timing.samples)
         spread[f"matmul_{dtype}"] = timing.spread / timing.median
+    cached = dict[str, float]()
+    if not on_gpu:
+        rates[INT8], spread[f"matmul_{INT8}"] = _integer_rate(device, budget_s)
+        cached = _cache_rates(device, source, budget_s)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Ceilings(read, rates, spread, torch.get_num_threads(), stamp)
+    return Ceilings(read, rates, spread, torch.get_num_threads(), stamp, cached)
+
+
+def _integer_rate(device: Device, budget_s: float) -> tuple[float, float]:
+    """Operations a second of an integer matrix product (VNNI, where the CPU has it), and the spread."""
+    import torch
+
+    size = 2048
+    a, b = (torch.randint(-127, 128, (size, size), dtype=torch.int8) for _ in range(2))
+    timing = time_calls(lambda _: torch._int_mm(a, b), device, samples=9, budget_s=budget_s)
+    return 2.0 * size**3 / min(timing.samples), timing.spread / timing.median
+
+
+def _cache_rates(device: Device, source: Any, budget_s: float) -> dict[str, float]:
+    """How fast a buffer is read again, by its size, around that of the last-level cache; nothing if that is unknown."""
+    found, cache = dict[str, float](), last_level_cache()
+    for share in _CACHED if cache else ():
+        part = source[: int(cache * share) // 4]
+        if part.numel() == source.numel():
+            break  # no cache is kept apart from memory by a buffer of this size
+        timing = time_calls(
+            functools.partial(_sum, part), device, samples=15, min_sample_s=0.01, budget_s=budget_s / len(_CACHED)
+        )
+        found[str(4 * part.numel())] = 4 * part.numel() / min(timing.samples)
+    return found
+
+
+def _sum(values: Any, _: int) -> None:
+    values.sum()
 
 
 def _multiply(a: Any, b: Any, out: Any, _: int) -> None:
