@@ -17,6 +17,7 @@ from allotrope.hw.detect import detect
 from allotrope.hw.peaks import Ceilings
 from tests.engines import LLAMA, plan_of, random_weights, write
 from tests.load_kit import ROWS, write_trace
+from tests.schemas import fits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +37,7 @@ def test_the_verb(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     load = ("--load", 9, "--prompt-lengths", "3:20", "--output-lengths", "lognormal:5:0.5", "--max-num-seqs", 4)
     code, out, _ = call(capsys, engine, *load, "--json")
     assert code == 0 and len(out.splitlines()) == 1
+    fits("bench", json.loads(out))
     found = json.loads(out)["load"]
     assert found["requests"] == 9 and found["finished"] == {"length": 9}
     assert found["output_tokens_per_s"] > 0 and 0 <= found["idle_share"] <= 1

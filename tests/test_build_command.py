@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from allotrope.artifact.engine import open_engine
+from tests.schemas import fits
 from tests.test_builder import LLAMA, shape
 
 
@@ -41,7 +42,7 @@ def test_build_prints_a_table_that_fits_and_json_that_is_whole(tmp_path: Path) -
         "build", ref, "-o", str(tmp_path / "e"), "--device", "cpu", "--tune", "fast", "--json", cache=tmp_path / "k"
     )
     result: dict[str, Any] = json.loads(again.stdout)
-    assert {"engine", "seconds", "choices", "peak_memory_bytes"} <= set(result)
+    fits("build", result)
     assert result["engine"] == str(tmp_path / "e") and result["seconds"] > 0
     assert result["choices"] == open_engine(tmp_path / "e").manifest.evidence["choices"]
 

@@ -27,6 +27,7 @@ LAYERS = {
     "errors": set(),
     "paths": set(),
     "units": set(),
+    "schemas": set(),
     "settings": {"errors"},
     "hw": {"errors", "settings"},
     "ops": {"errors", "settings", "hw"},

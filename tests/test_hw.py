@@ -13,6 +13,7 @@ from allotrope.hw import detect, peaks, timer
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint, versions
 from allotrope.ops import registry
+from tests.schemas import fits
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ def test_damaged_ceilings_count_as_absent(cpu: Device) -> None:
 def test_doctor_lists_every_op_and_tactic_with_a_reason_or_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
+    fits("doctor", found)
     assert found["device"]["kind"] == "cpu"
     assert set(found["tactics"]) == set(registry.names())
     for op, entries in found["tactics"].items():

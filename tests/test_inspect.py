@@ -15,6 +15,7 @@ from allotrope import cli
 from allotrope.hw import peaks
 from allotrope.hw.detect import detect
 from allotrope.hw.peaks import Ceilings
+from tests.schemas import fits
 from tests.tiny import KINDS, tiny
 
 CEILINGS = Ceilings(
@@ -26,7 +27,9 @@ def inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[s
     """The JSON object and the text for people."""
     assert cli.main(["inspect", *arguments, "--device", "cpu", "--json"]) == 0
     printed = capsys.readouterr()
-    return json.loads(printed.out.splitlines()[-1]), printed.err
+    found: dict[str, Any] = json.loads(printed.out.splitlines()[-1])
+    fits("inspect", found)
+    return found, printed.err
 
 
 def test_a_7b_shape_takes_under_a_second_and_no_torch() -> None:

@@ -25,6 +25,7 @@ from allotrope.verify.prompts import LONGEST, Prompt, default_prompts, read_prom
 from allotrope.verify.records import BlockRow, Check, Layers, Logits, OpRow, Preflight, Tokens
 from allotrope.verify.session import Question, verify
 from allotrope.verify.verdict import CLOSE, DEGRADED, IDENTICAL, WITHIN, Findings, enough
+from tests.schemas import fits, fits_kept
 from tests.tiny import rewrite_tensors
 from tests.verifying import CPU, Forge, checkpoint
 
@@ -224,12 +225,11 @@ def test_json_and_what_is_kept(forge: Forge, capsys: pytest.CaptureFixture[str])
     code, out, err = command(capsys, str(path), "--json", "--seed", "5", "--new-tokens", "4")
     assert code == 0
     found = json.loads(out.splitlines()[-1])
+    fits("verify", found)
+    assert fits_kept("verify", path) == found
     kept = json.loads((path / "verify.json").read_text())
-    stamp = {key: kept.pop(key) for key in ("command", "date", "engine_digest")}
-    assert {key: found[key] for key in kept} == kept
-    assert stamp["command"] == f"allotrope verify {path} --json --seed 5 --new-tokens 4"
-    assert stamp["engine_digest"] == json.loads((path / "engine.json").read_text())["digest"]
-    assert stamp["date"][:2] == "20" and stamp["date"].endswith("Z")
+    assert kept["command"] == f"allotrope verify {path} --json --seed 5 --new-tokens 4"
+    assert kept["engine_digest"] == json.loads((path / "engine.json").read_text())["digest"]
     assert found["verdict"] == found["implementation"] == IDENTICAL and found["cost"] is None and found["passed"]
     assert set(found["levels"]) == {"preflight", "layers", "logits", "tokens"}
     assert found["located"] is None and found["first_divergence"] is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +103,7 @@ def _check(args: argparse.Namespace) -> None:
 
     All of it is said before an engine is opened, or even built.
     """
+    from allotrope.artifact import results
     from allotrope.bench import lengths, trace
 
     traced = not args.load.isdecimal()
@@ -128,7 +128,7 @@ def _check(args: argparse.Namespace) -> None:
     if traced:
         trace.read(Path(args.load), args.requests)
     if args.out is not None:
-        _make_folder(args.out)
+        results.make_folder(args.out)
 
 
 def _workload(args: argparse.Namespace, opened: Opened) -> Workload:
@@ -201,16 +201,6 @@ def _limit(found: Measured) -> str:
 
 def _figure(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}" if value >= 100 else f"{value:.3g}"
-
-
-def _make_folder(folder: Path) -> None:
-    """See to it that figures can be kept before an hour goes into measuring them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", where=str(folder)) from error
 
 
 def _keep(asked: Path | None, engine: Engine, where: dict[str, Any], found: Measured, out: Output) -> None:

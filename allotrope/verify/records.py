@@ -275,12 +275,3 @@ class Tokens:
             **{name: getattr(self, name) for name in ("total", "equal", "exact_prompts", "prompts")},
             "divergences": [divergence.to_json() for divergence in self.divergences],
         }
-
-
-def strict(value: Any) -> Any:
-    """`value` for strict JSON, where NaN and infinity are null."""
-    if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,6 @@ from allotrope.build.builder import Progress, silent
 from allotrope.errors import CheckpointError, TokenizerError, UsageError
 from allotrope.hw.detect import detect
 from allotrope.hw.device import Device
-from allotrope.hw.fingerprint import fingerprint, versions
 from allotrope.models.model import Model, open_model
 from allotrope.ops import check
 from allotrope.runtime.eager import settle_torch
@@ -35,7 +34,7 @@ from allotrope.verify.original import FINER, oracle
 from allotrope.verify.places import Places, block_probes
 from allotrope.verify.prompts import TEXTS, Prompt, default_prompts, read_prompts
 from allotrope.verify.quantisers import Quantisers
-from allotrope.verify.records import Attribution, Check, Cost, Layers, Logits, Preflight, Tokens, strict
+from allotrope.verify.records import Attribution, Check, Cost, Layers, Logits, Preflight, Tokens
 from allotrope.verify.structure import check_structure
 from allotrope.verify.verdict import LEVELS, Findings, cost_word, default_requirement, enough
 from allotrope.verify.weights import check_digests, check_weights, recorded
@@ -132,7 +131,8 @@ def verify(
         asked.require or default_requirement(session.dtype, quantised=bool(session.formats)),
     )
     folder = Path(path)
-    results.write(folder / FILE, {**strict(result.to_json()), **results.stamp(folder, command)})
+    shown = {"engine": str(path), **result.to_json()}
+    results.write(folder / FILE, {**shown, **results.stamp(folder, command), "samples": {}})
     return result
 
 
@@ -308,10 +308,8 @@ class _Session:
 
     def environment(self) -> dict[str, Any]:
         """What the figures were found with."""
-        facts = fingerprint(self.device)
         return {
-            "versions": versions(),
-            "fingerprint": {"hard": facts.hard, "soft": facts.soft},
+            **results.environment(self.device, self.engine),
             "seed": self.asked.seed,
             "truth": FINER[self.dtype],
             "source_digest": self.engine.manifest.source.get("digest"),

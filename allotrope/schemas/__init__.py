@@ -1,0 +1,1 @@
+"""What each verb's `--json` holds, as JSON Schema: `VERB.json`; `kept.json` is what its kept file holds besides."""
