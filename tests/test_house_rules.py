@@ -51,6 +51,19 @@ LAYERS = {
         "build",
     },
     "bench": {"errors", "settings", "hw", "ops", "artifact", "runtime", "build", "verify"},
+    "eval": {
+        "errors",
+        "paths",
+        "settings",
+        "units",
+        "hw",
+        "artifact",
+        "tokenizers",
+        "models",
+        "runtime",
+        "build",
+        "verify",
+    },
 }
 COMPOSE = {"cli", "api", "commands", "__main__", "__init__"}
 RUNS_WITHOUT_TORCH = (
