@@ -9,7 +9,7 @@ PROMPT ?= def mean(values):
 # Two worker processes of one thread each: the suite is many small tests.
 PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: setup demo test test-slow test-gpu check bench clean
+.PHONY: setup native sanitize demo test test-slow test-gpu check bench clean
 
 setup: $(READY) ## the environment, pinned
 
@@ -18,7 +18,14 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(MAKE) --no-print-directory native || echo "No native core: a C++20 compiler, CMake and Python's headers are needed. torch's tactics serve."
 	touch $(READY)
+
+native: ## the native core, beside the package: what changed since the last time is compiled again
+	@mkdir -p build
+	@$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python > build/native.log
+	@$(BIN)/cmake --build build/native
+	@$(BIN)/cmake --install build/native --prefix . > /dev/null
 
 demo: setup ## build an engine, prove it, and hear it speak
 	$(BIN)/allotrope doctor --measure

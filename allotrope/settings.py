@@ -54,3 +54,8 @@ def threads() -> int | None:
     if not chosen.isdigit() or not 1 <= int(chosen) <= 1024:
         raise UsageError(f"ALLOTROPE_THREADS is {chosen!r}", remedy="give a whole number from 1 to 1024")
     return int(chosen)
+
+
+def isa() -> str | None:
+    """ALLOTROPE_ISA: the instruction set whose native kernels are used, in place of the best that the CPU has."""
+    return os.environ.get("ALLOTROPE_ISA") or None

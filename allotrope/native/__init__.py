@@ -1,0 +1,78 @@
+"""The native core: kernels in C++, compiled for several instruction sets, and the threads that run them.
+
+The extension `_core` lies beside this file: `make native` puts it there, and so does a wheel that was built where
+there is a compiler. Without it everything else works, with torch's tactics.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from allotrope import settings
+from allotrope.errors import UsageError
+
+MOST_THREADS = 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of the core: the extension and the instruction set chosen, or why there is none."""
+
+    core: Any = None
+    isa: str = ""
+    why: str = ""  # why there is no core, or why this instruction set was chosen
+    lacking: dict[str, str] = field(default_factory=dict)  # instruction set → why it cannot run here
+
+
+@cache
+def find() -> Found:
+    """The core, with the best instruction set of this machine or the one that ALLOTROPE_ISA names."""
+    try:
+        core = importlib.import_module("allotrope.native._core")
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        return Found(
+            why="it is not built; with a C++ compiler: make native" if missing else f"it does not load: {error}"
+        )
+    lacking = dict(core.isas())
+    able = [name for name, lacks in lacking.items() if not lacks]
+    asked = settings.isa()
+    if asked is None:
+        return Found(core, able[-1], "the best that this CPU has", lacking)
+    if asked not in able:
+        reason = lacking.get(asked) or f"there are no kernels for {asked}"
+        raise UsageError(f"ALLOTROPE_ISA is {asked!r}: {reason}", remedy=f"choose one of {', '.join(able)}")
+    return Found(core, asked, "ALLOTROPE_ISA asks for it", lacking)
+
+
+def why_not() -> str | None:
+    """Why there is no native core here; None if there is one."""
+    found = find()
+    return None if found.core is not None else f"there is no native core: {found.why}"
+
+
+class _Team:
+    """How many threads the process's kernels run on; like torch's, one number for all."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+_TEAM = _Team()
+
+
+def threads() -> int:
+    """How many threads a kernel runs on: what was set, ALLOTROPE_THREADS, or the CPUs that we may use."""
+    if not _TEAM.count:
+        wanted = settings.threads() or (1 if find().core is None else find().core.usable_threads())
+        _TEAM.count = min(wanted, MOST_THREADS)
+    return _TEAM.count
+
+
+def set_threads(count: int | None) -> None:
+    """From now on so many; None changes nothing."""
+    if count is not None:
+        _TEAM.count = min(count, MOST_THREADS)

@@ -1,0 +1,157 @@
+"""A tactic that is a kernel of the native core: the same call from Python, over torch's tensors or NumPy's arrays.
+
+The kernel's source stands beside its op, as `via_native.cpp`; see `native/core/kernel.h` for what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from typing import Any, TypeAlias
+
+from allotrope import native
+from allotrope.hw.device import Device
+from allotrope.ops import registry
+from allotrope.ops.contract import Array, Problem, Role, Scalar
+
+Described: TypeAlias = tuple[int, int, int, int, int, int]
+"""Address, rows, width, bytes from row to row, dtype, rows of a page: a `View` of the core."""
+
+ABSENT: Described = (0, 0, 0, 0, 0, 0)
+# As in kernel.h. What NumPy calls uint16 is bf16, which it has no name for.
+_DTYPES = {
+    "float32": 1,
+    "float16": 2,
+    "bfloat16": 3,
+    "uint16": 3,
+    "float64": 4,
+    "int32": 5,
+    "int64": 6,
+    "uint8": 7,
+    "int8": 8,
+}
+_ALIGN = 64
+
+
+def _anywhere(problem: Problem) -> None:
+    """Nothing hinders it."""
+
+
+def _nothing(problem: Problem, threads: int) -> int:
+    return 0
+
+
+def _none(params: Mapping[str, Scalar]) -> Sequence[float]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Prelude:
+    """A kernel that makes something of the step alone, once for all calls for which it makes the same.
+
+    It is given the call's operands and numbers, and writes `room(rows, params)` bytes at its workspace; the calls find
+    that as `shared`. Calls share where `key(params)` is equal, and so what it makes may depend on nothing else but
+    the step's operands.
+    """
+
+    kernel: str
+    room: Callable[[int, Mapping[str, Scalar]], int]
+    key: Callable[[Mapping[str, Scalar]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class NativeTactic:
+    """A `Tactic` whose work one kernel does, in fp32. Its bits are each row's own, for any number of threads.
+
+    `classed`: the row class, if it is not its own name. `scratch(problem, threads)` are the bytes that it needs.
+    """
+
+    op: str
+    name: str
+    kernel: str
+    numbers: Callable[[Mapping[str, Scalar]], Sequence[float]] = _none  # its parameters as the kernel reads them
+    weights: Mapping[str, str] = field(default_factory=dict)  # weight operand → packing
+    refuses: Callable[[Problem], str | None] = _anywhere
+    scratch: Callable[[Problem, int], int] = _nothing
+    prelude: Prelude | None = None
+    classed: str | None = None
+    version: int = 1
+    capturable: bool = False
+
+    def packings(self) -> Mapping[str, str]:
+        """For each weight operand, the packing it reads."""
+        return self.weights
+
+    def why_not(self, problem: Problem, device: Device) -> str | None:
+        """No core, another device, another dtype; or what the kernel itself cannot do."""
+        if device.kind != "cpu":
+            return f"the native core runs on CPUs, not on {device.kind}"
+        if problem.dtype != "fp32":
+            return f"the native core computes in fp32, not in {problem.dtype}"
+        return native.why_not() or self.refuses(problem)
+
+    def row_class(self, problem: Problem, device: Device) -> str | None:
+        """Work is split by rows, columns and heads, never within a sum."""
+        return self.classed or self.name
+
+    def workspace(self, problem: Problem, device: Device) -> int:
+        """The kernel's scratch memory and, for a call by itself, what its prelude makes."""
+        own = self.scratch(problem, native.threads())
+        return own + (0 if self.prelude is None else aligned(self.prelude.room(_rows(problem), problem.params)))
+
+    def run(
+        self, out: Mapping[str, Array], ins: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
+    ) -> None:
+        """One call into the core."""
+        names = operands(self.op)
+        given = [describe(ins[name]) if name in ins else ABSENT for name in names[0]]
+        made = [describe(out[name]) for name in names[1]]
+        found, prelude = native.find(), ""
+        shared = place = 0 if workspace is None else describe(workspace)[0]
+        if self.prelude is not None:  # [ what it makes ][ the kernel's scratch memory ]
+            prelude, place = self.prelude.kernel, shared + aligned(self.prelude.room(made[0][1], params))
+        numbers = [float(number) for number in self.numbers(params)]
+        found.core.run(found.isa, self.kernel, prelude, given, made, numbers, place, shared, native.threads())
+
+
+def _rows(problem: Problem) -> int:
+    return problem.axes[registry.contract(problem.op).rows]
+
+
+def aligned(size: int) -> int:
+    """`size` up to where a workspace's next part may begin."""
+    return -(-size // _ALIGN) * _ALIGN
+
+
+@cache
+def operands(op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Inputs and outputs in the order in which kernels know them: the contract's, without what lies on the host."""
+    contract = registry.contract(op)
+    ins = tuple(name for name, operand in contract.ins.items() if operand.role is not Role.HOST)
+    return ins, tuple(contract.outs)
+
+
+def describe(array: Any) -> Described:
+    """A tensor or array as the core sees it."""
+    shape = tuple(array.shape)
+    dtype = _DTYPES[str(array.dtype).rpartition(".")[2]]
+    if hasattr(array, "data_ptr"):
+        address, size = array.data_ptr(), array.element_size()
+        strides = tuple(step * size for step in array.stride())
+    else:
+        address, size, strides = array.__array_interface__["data"][0], array.itemsize, array.strides
+    if len(shape) < 2:
+        dense = not shape or shape[0] < 2 or strides[0] == size
+        view = (address, 1, shape[0] if shape else 1, size * (shape[0] if shape else 1), dtype, 0)
+    elif len(shape) == 3 and strides[0] == shape[1] * strides[1]:
+        dense = shape[2] < 2 or strides[2] == size
+        view = (address, shape[0] * shape[1], shape[2], strides[1], dtype, shape[1])
+    else:
+        width = prod(shape[1:])
+        dense = width < 2 or strides[-1] == size
+        view = (address, shape[0], width, strides[0], dtype, 0)
+    if not dense:
+        raise ValueError(f"an operand's last axis must lie dense, not in steps of {strides[-1]} bytes")
+    return view

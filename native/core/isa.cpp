@@ -1,0 +1,58 @@
+#include "isa.h"
+
+#include <cstring>
+
+#include "tables.h"  // generated: kCompiled, the tables of every instruction set
+
+namespace allotrope {
+
+namespace {
+
+#if defined(__x86_64__)
+const char* lacks(const char* name) {
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!std::strcmp(name, "avx2") && !avx2) return "this CPU has no AVX2 with FMA and F16C";
+    if (!std::strcmp(name, "avx512") && !avx512) return "this CPU has no AVX-512 (F, BW, DQ, VL)";
+    if (!std::strcmp(name, "avx512vnni")) {
+        if (!avx512) return "this CPU has no AVX-512 (F, BW, DQ, VL)";
+        if (!__builtin_cpu_supports("avx512vnni")) return "this CPU has no AVX512-VNNI";
+    }
+    return "";
+}
+#elif defined(__linux__) && defined(__aarch64__)
+}  // namespace
+}  // namespace allotrope
+#include <sys/auxv.h>
+namespace allotrope {
+namespace {
+const char* lacks(const char* name) {
+    constexpr unsigned long kDotProduct = 1UL << 20;  // HWCAP_ASIMDDP
+    if (!std::strcmp(name, "dotprod") && !(getauxval(AT_HWCAP) & kDotProduct)) return "this CPU has no dot products";
+    return "";
+}
+#else
+const char* lacks(const char*) { return ""; }
+#endif
+
+}  // namespace
+
+const std::vector<Isa>& isas() {
+    static const std::vector<Isa> found = [] {
+        std::vector<Isa> all;
+        for (const auto& [name, tables] : kCompiled) all.push_back({name, tables, lacks(name)});
+        return all;
+    }();
+    return found;
+}
+
+Kernel find_kernel(const Isa& isa, const std::string& name) {
+    for (const Entry* const* table = isa.tables; *table != nullptr; ++table)
+        for (const Entry* entry = *table; entry->name != nullptr; ++entry)
+            if (name == entry->name) return entry->kernel;
+    return nullptr;
+}
+
+}  // namespace allotrope

@@ -1,0 +1,24 @@
+// Which instruction sets kernels were compiled for, and which of them this machine has.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernel.h"
+
+namespace allotrope {
+
+struct Isa {
+    const char* name;
+    const Entry* const* tables;  // one per source, then a null
+    const char* lacks;           // why it cannot run here; empty if it can
+};
+
+// All that were compiled, the plainest first; the last one that lacks nothing is the best.
+const std::vector<Isa>& isas();
+
+// The kernel of that name for the instruction set; null if there is none.
+Kernel find_kernel(const Isa& isa, const std::string& name);
+
+}  // namespace allotrope

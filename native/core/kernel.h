@@ -1,0 +1,91 @@
+// What a kernel is: a function over two-dimensional views, run by every thread of a team at once.
+//
+// A kernel's source stands beside its op (allotrope/ops/OP/via_native*.cpp) and is compiled once per instruction set,
+// each time into a namespace of that name, so nothing of one may be called by another. Therefore a kernel's source:
+//
+//   - puts everything into `namespace allotrope::ALLOTROPE_ISA`, helpers in an unnamed namespace inside it;
+//   - uses of the standard library only what leaves no function behind (fixed-size types, <cmath>, std::memcpy):
+//     the linker keeps one copy of an inline function, and it might be the one with instructions that are not here;
+//   - ends with ALLOTROPE_KERNELS({"name", function}, ...), which is how the core finds it.
+//
+// Rules that make results the same for any number of threads: split work by output rows, columns, heads or fixed
+// splits, never a sum by `team.count`; and let a row's arithmetic depend on nothing but the row.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "team.h"
+
+// Small functions outside the instruction sets' namespaces: no copy of one may be left for the linker to choose.
+#define ALLOTROPE_INLINE __attribute__((always_inline)) inline
+
+namespace allotrope {
+
+enum class Dtype : int32_t { none, f32, f16, bf16, f64, i32, i64, u8, i8 };
+
+// A matrix: the last axis is dense, rows lie `stride` bytes apart. A vector is one row. A cache [pages, page, width] is
+// pages · page rows. Weights of more axes have their first axis as rows and the others as width.
+struct View {
+    void* data = nullptr;
+    int64_t rows = 0;
+    int64_t width = 0;
+    int64_t stride = 0;
+    Dtype dtype = Dtype::none;
+    int32_t page = 0;  // rows of a page, in caches
+
+    template <class T>
+    ALLOTROPE_INLINE T* row(int64_t index) const {
+        return reinterpret_cast<T*>(static_cast<char*>(data) + index * stride);
+    }
+    template <class T>
+    ALLOTROPE_INLINE T* as() const {
+        return static_cast<T*>(data);
+    }
+    ALLOTROPE_INLINE explicit operator bool() const { return data != nullptr; }
+};
+
+// What a call is made with. Operands come in the contract's order, those on the host left out; an absent one is a
+// view without data. `params` are the numbers that the tactic's `numbers` gives, in that order.
+struct Args {
+    const View* const* ins = nullptr;
+    const View* const* outs = nullptr;
+    const double* params = nullptr;
+    char* workspace = nullptr;      // 64-byte aligned, as large as the tactic's `workspace` said
+    const void* shared = nullptr;   // what the tactic's prelude made for the whole step
+
+    ALLOTROPE_INLINE const View& in(int index) const { return *ins[index]; }
+    ALLOTROPE_INLINE const View& out(int index) const { return *outs[index]; }
+    ALLOTROPE_INLINE double number(int index) const { return params[index]; }
+    ALLOTROPE_INLINE int64_t whole(int index) const { return static_cast<int64_t>(params[index]); }
+};
+
+using Kernel = void (*)(const Args&, Team&);
+
+struct Entry {
+    const char* name;
+    Kernel kernel;
+};
+
+// A thread's part of `count` things, in multiples of `unit`: as even as can be, the same whoever asks.
+struct Share {
+    int64_t begin, end;
+    ALLOTROPE_INLINE Share(int64_t count, const Team& team, int64_t unit = 1) {
+        int64_t units = (count + unit - 1) / unit;
+        begin = units * team.index / team.count * unit;
+        end = units * (team.index + 1) / team.count * unit;
+        begin = begin < count ? begin : count;
+        end = end < count ? end : count;
+    }
+};
+
+}  // namespace allotrope
+
+// The table of a source for an instruction set; constant, so that loading it runs no code.
+#define ALLOTROPE_JOIN_(isa, source) table_##isa##_##source
+#define ALLOTROPE_JOIN(isa, source) ALLOTROPE_JOIN_(isa, source)
+#define ALLOTROPE_KERNELS(...)                                                                             \
+    extern const ::allotrope::Entry ALLOTROPE_JOIN(ALLOTROPE_ISA, ALLOTROPE_SOURCE)[];                     \
+    constinit const ::allotrope::Entry ALLOTROPE_JOIN(ALLOTROPE_ISA, ALLOTROPE_SOURCE)[] = {__VA_ARGS__,   \
+                                                                                            {nullptr, nullptr}};

@@ -1,0 +1,108 @@
+// Vectors of fp32 as wide as the instruction set's registers, in the compiler's own vector types.
+//
+// Every operation is one IEEE operation per lane (contraction is off; `fma` fuses where the machine can, and then
+// everywhere in this instruction set). Sums over a vector's lanes go by halves, always in the same order.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernel.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace allotrope::ALLOTROPE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+using F = float __attribute__((vector_size(4 * kLanes)));
+using I = int32_t __attribute__((vector_size(4 * kLanes)));
+
+inline F splat(float value) { return value - F{}; }  // −0 stays −0, as value + 0 would not
+
+inline F load(const float* from) {
+    F value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, F value) { std::memcpy(to, &value, sizeof value); }
+
+// The first `count` (< kLanes) elements; the others are `rest`. Nothing beyond is read or written.
+inline F load_some(const float* from, int64_t count, float rest = 0.0f) {
+    F value = splat(rest);
+    for (int i = 0; i < kLanes; ++i)
+        if (i < count) value[i] = from[i];
+    return value;
+}
+
+inline void store_some(float* to, F value, int64_t count) {
+    for (int i = 0; i < kLanes; ++i)
+        if (i < count) to[i] = value[i];
+}
+
+// a · b + c, rounded once where the machine can.
+inline F fma(F a, F b, F c) {
+#if defined(__AVX512F__)
+    return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    F result;
+    for (int i = 0; i < kLanes; ++i) result[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return result;
+#else
+    return a * b + c;
+#endif
+}
+
+inline F select(I mask, F yes, F no) { return mask ? yes : no; }
+inline F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
+inline F min(F a, F b) { return a < b ? a : b; }
+inline F abs(F a) { return (F)((I)a & 0x7FFFFFFF); }
+
+// The sum of the lanes, by halves: (0 + n/2) … then quarters, and so on.
+inline float sum(F value) {
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) value[i] += value[i + half];
+    return value[0];
+}
+
+// The largest lane; NaNs count for nothing.
+inline float largest(F value) {
+    float found = value[0];
+    for (int i = 1; i < kLanes; ++i) found = value[i] > found || found != found ? value[i] : found;
+    return found;
+}
+
+// Calls whole(at) for each vector of [begin, end), and rest(at, count) for what is left at its end.
+template <class Whole, class Rest>
+inline void over(int64_t begin, int64_t end, Whole whole, Rest rest) {
+    for (; begin + kLanes <= end; begin += kLanes) whole(begin);
+    if (begin < end) rest(begin, end - begin);
+}
+
+// Calls body(row, begin, end) for a thread's part of a matrix whose elements do not depend on each other: whole rows
+// where there are enough, otherwise columns in whole vectors.
+template <class Body>
+inline void for_cells(const View& view, const Team& team, Body body) {
+    if (view.rows >= 4 * team.count || view.width < 64 * team.count) {
+        const Share mine(view.rows, team);
+        for (int64_t row = mine.begin; row < mine.end; ++row) body(row, 0, view.width);
+        return;
+    }
+    const Share mine(view.width, team, kLanes);
+    for (int64_t row = 0; row < view.rows; ++row) body(row, mine.begin, mine.end);
+}
+
+}  // namespace allotrope::ALLOTROPE_ISA
