@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from allotrope import __version__, settings, tokenizers
+from allotrope import __version__, native, settings, tokenizers
 from allotrope.artifact import layout, manifest
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
@@ -150,14 +150,16 @@ def _threads(options: BuildOptions) -> Iterator[int]:
     Untuned, there is nothing but small checks: one thread does them in a second, and does not wait for
     others, which on a busy machine takes ten times as long.
     """
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), native.threads()
     wanted = 1 if options.tune == "off" else options.threads or settings.threads()
+    native.set_threads(wanted)
     if wanted is not None:
         torch.set_num_threads(wanted)
     try:
         yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        native.set_threads(before[1])
 
 
 def _select(

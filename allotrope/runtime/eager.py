@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from allotrope import native
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Call, Plan
 from allotrope.artifact.problems import Load
 from allotrope.errors import EngineError, UsageError
@@ -165,11 +166,12 @@ class EagerExecutor:
 
 
 def settle_torch(threads: int | None) -> None:
-    """Set torch for the process: true fp32, no reductions in 16 bits, so many CPU threads."""
+    """Set torch and the native core for the process: true fp32, no reductions in 16 bits, so many CPU threads."""
     import torch
 
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    native.set_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
