@@ -27,6 +27,7 @@ VERBS = {
     "run": "generate text from prompts",
     "chat": "talk with an engine",
     "verify": "the verdict: is it still the same model, and if not, where",
+    "explain": "where the time goes, op by op, and what a change would do",
     "bench": "how fast an engine serves a load, beside the machine's limit",
 }
 _EPILOG = """\

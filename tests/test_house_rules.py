@@ -63,6 +63,7 @@ LAYERS = {
         "runtime",
         "build",
     },
+    "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "quant", "runtime", "build", "bench"},
     "bench": {"errors", "settings", "hw", "ops", "artifact", "runtime", "build", "verify"},
     "eval": {
         "errors",
