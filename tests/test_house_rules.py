@@ -71,6 +71,7 @@ LAYERS = {
         "settings",
         "units",
         "hw",
+        "ops",
         "artifact",
         "tokenizers",
         "models",
