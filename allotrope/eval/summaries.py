@@ -18,7 +18,6 @@ from allotrope.eval.sides import Sides
 from allotrope.eval.writing import Written, by_engine, by_original
 from allotrope.runtime.bounds import show
 
-PROMPTS = ("auto", "plain", "chat")
 GATED = "rouge1"
 _MOST = 10**6
 
