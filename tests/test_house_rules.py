@@ -64,6 +64,7 @@ LAYERS = {
         "build",
     },
     "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "quant", "runtime", "build", "bench"},
+    "report": {"errors", "units"},  # results are JSON to it
     "bench": {"errors", "settings", "hw", "ops", "artifact", "runtime", "build", "verify"},
     "eval": {
         "errors",

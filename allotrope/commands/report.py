@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         {
             "path": str(args.out),
             "bytes": size,
+            "markdown": None,
             "engines": [
                 {
                     "engine": str(one.subject.folder),

@@ -39,6 +39,13 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Sentences:
+    """Sentences that stand by themselves, one below the other."""
+
+    each: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Command:
     """A line to type."""
 
@@ -113,11 +120,12 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt; `differ` is where the texts part, in characters, None if they do not."""
+    """Two answers to one question; `differ` is where the texts part, in characters, None if they do not."""
 
-    prompt: str
+    name: str
     sides: tuple[tuple[str, str], tuple[str, str]]  # (whose, text)
     differ: int | None
+    more: tuple[tuple[str, str], ...] = ()  # texts that stay folded: (what it is, text)
     note: str = ""
 
 
@@ -129,7 +137,7 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = "Paragraph | Command | Table | Plot | Facts | Tiles | Pair | Fold"
+Block: TypeAlias = "Paragraph | Sentences | Command | Table | Plot | Facts | Tiles | Pair | Fold"
 
 
 @dataclass(frozen=True)

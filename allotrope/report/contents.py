@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from allotrope.report import figures
 from allotrope.report.blocks import BAD, GOOD, Block, Cell, Paragraph, Plot, Section, Table
 from allotrope.report.plots import bars
-from allotrope.report.sections import answer, formats, passport, run, speed, verdict
+from allotrope.report.sections import ablation, answer, formats, passport, quality, run, speed, time, verdict
 from allotrope.report.sections.answer import Answer
 from allotrope.report.sections.common import cell, columns, text
 from allotrope.report.sources import Subject
@@ -58,6 +58,13 @@ def _sections(subject: Subject, standing: Standing) -> Iterator[tuple[str, str, 
     yield "verdict", "Verdict", lambda: verdict.section(subject, standing)
     yield "formats", "What the formats cost", lambda: formats.section(subject)
     yield "speed", "Speed", lambda: speed.section(subject, standing)
+    yield "roofline", "Roofline", lambda: time.roofline(subject)
+    yield "time", "Where the time goes", lambda: time.account(subject, standing)
+    yield "ablation", "What each part buys", lambda: ablation.section(subject, standing)
+    yield "timeline", "Timeline", lambda: time.timeline(subject)
+    yield "rouge", "Summaries", lambda: quality.rouge(subject)
+    yield "eval", "Over a text", lambda: quality.distances(subject)
+    yield "outputs", "Answers side by side", lambda: quality.outputs(subject)
 
 
 def compare(accounts: Sequence[Account]) -> Comparison | None:

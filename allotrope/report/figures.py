@@ -7,6 +7,10 @@ import time
 
 _POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE = "–"
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 
 def number(value: float | None) -> str:
@@ -42,8 +46,10 @@ def percent(share: float | None) -> str:
     value = share * 100
     if value and abs(value) < 0.1:
         return f"{number(value)} %"
-    digits = 0 if abs(value) >= 99.95 or abs(value) == 0 else 1 if abs(value) >= 9.95 else 2
-    return f"{value:.{digits}f} %"
+    if 99 < abs(value) < 100:  # what is nearly all is not all
+        digits = next((digits for digits in (1, 2, 3) if round(abs(value), digits) < 100), 4)
+        return f"{value:.{digits}f} %"
+    return f"{value:.3g} %" if abs(value) < 1000 else f"{value:,.0f} %"
 
 
 def ms(value: float | None) -> str:
@@ -72,7 +78,7 @@ def times(value: float | None) -> str:
     """`3.1×`."""
     if value is None:
         return NONE
-    return f"{value:.0f}×" if value >= 99.5 else f"{value:.1f}×" if value >= 9.95 else f"{value:.2f}×"
+    return f"{value:,.0f}×" if value >= 19.5 else f"{value:.1f}×" if value >= 1.95 else f"{value:.2f}×"
 
 
 def signed(value: float | None) -> str:
@@ -90,6 +96,11 @@ def flops(value: float | None) -> str:
     return f"{number(value)} FLOP/s"
 
 
+def some(count: int, what: str) -> str:
+    """`1 choice`, `30 choices`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def date(text: str | None) -> str:
     """`29 November 2026, 15:05 UTC`; other forms as they are."""
     if text is None or not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text):
@@ -98,5 +109,4 @@ def date(text: str | None) -> str:
         moment = time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
     except ValueError:
         return text
-    months = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
-    return f"{moment.tm_mday} {months[moment.tm_mon - 1]} {moment.tm_year}, {moment.tm_hour:02}:{moment.tm_min:02} UTC"
+    return f"{moment.tm_mday} {_MONTHS[moment.tm_mon - 1]} {moment.tm_year}, {moment.tm_hour:02}:{moment.tm_min:02} UTC"

@@ -19,14 +19,17 @@ from allotrope.report.blocks import (
     Paragraph,
     Plot,
     Section,
+    Sentences,
     Source,
     Table,
+    Tile,
     Tiles,
 )
 from allotrope.report.escape import markup
 from allotrope.report.figures import date
 
-WIDE, NARROW = 720, 330  # the widths that a plot is drawn for: a desk's and a phone's
+_SHORT = 24  # characters of a row's head that stay on one line
+WIDE, NARROW = 736, 330  # the widths that a plot is drawn for: a desk's and a phone's
 
 
 class Names:
@@ -67,20 +70,15 @@ class Renderer:
             case Paragraph(parts, tone):
                 mark = ' role="note"' if tone == BAD else ""
                 return f'<p class="{tone or "text"}"{mark}>{_inline(parts)}</p>'
+            case Sentences(each):
+                return f"<ul>{''.join(f'<li>{markup(one)}</li>' for one in each)}</ul>"
             case Command(text):
                 return f'<pre class="command"><code>{markup(text)}</code></pre>'
             case Facts(pairs):
-                rows = "".join(
-                    f"<div><dt>{markup(name)}</dt><dd>{_inline((value,))}</dd></div>" for name, value in pairs
-                )
-                return f'<dl class="facts">{rows}</dl>'
+                rows = (f"<div><dt>{markup(name)}</dt><dd>{_inline((value,))}</dd></div>" for name, value in pairs)
+                return f'<dl class="facts">{"".join(rows)}</dl>'
             case Tiles(tiles):
-                made = "".join(
-                    f'<div class="tile {tile.tone}"><dt>{markup(tile.label)}</dt><dd><strong>{markup(tile.value)}</strong>'
-                    f"<span>{markup(tile.note)}</span></dd></div>"
-                    for tile in tiles
-                )
-                return f'<dl class="tiles">{made}</dl>'
+                return f'<dl class="tiles">{"".join(_tile(tile) for tile in tiles)}</dl>'
             case Table():
                 return self._table(block)
             case Plot():
@@ -122,6 +120,11 @@ class Renderer:
         )
 
 
+def _tile(tile: Tile) -> str:
+    value = f"<strong>{markup(tile.value)}</strong><span>{markup(tile.note)}</span>"
+    return f'<div class="tile {tile.tone}"><dt>{markup(tile.label)}</dt><dd>{value}</dd></div>'
+
+
 def _head(column: Column) -> str:
     kind = ' class="number"' if column.numeric else ""
     return f'<th scope="col"{kind}>{markup(column.name)}</th>'
@@ -130,7 +133,8 @@ def _head(column: Column) -> str:
 def _row(row: tuple[Cell, ...], columns: tuple[Column, ...]) -> str:
     made = []
     for i, (cell, column) in enumerate(zip(row, columns, strict=True)):
-        kinds = " ".join(kind for kind in ("number" if column.numeric else "", cell.tone) if kind)
+        short = "short" if i == 0 and len(cell.text) <= _SHORT else ""
+        kinds = " ".join(kind for kind in ("number" if column.numeric else "", cell.tone, short) if kind)
         marks = f' class="{kinds}"' if kinds else ""
         marks += f' data-order="{cell.order!r}"' if cell.order is not None else ""
         text = f"<code>{markup(cell.text)}</code>" if cell.code else markup(cell.text)
@@ -156,9 +160,12 @@ def _pair(pair: Pair) -> str:
         for whose, text in pair.sides
     )
     note = f'<p class="quiet">{markup(pair.note)}</p>' if pair.note else ""
-    summary = f"<summary>Prompt: <bdi>{markup(_short(pair.prompt))}</bdi></summary>"
-    prompt = f'<details>{summary}<pre dir="auto">{markup(pair.prompt)}</pre></details>'
-    return f'<div class="pair">{prompt}<div class="sides">{sides}</div>{note}</div>'
+    more = "".join(
+        f'<details><summary>{markup(what)}</summary><pre dir="auto">{markup(text)}</pre></details>'
+        for what, text in pair.more
+    )
+    head = f'<p class="title"><bdi>{markup(_short(pair.name))}</bdi></p>'
+    return f'<div class="pair">{head}<div class="sides">{sides}</div>{note}{more}</div>'
 
 
 def _marked(text: str, differ: int | None) -> str:

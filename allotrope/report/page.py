@@ -1,4 +1,4 @@
-"""The page: one HTML file with its style, its script, its pictures and the results themselves, and no way to a network."""
+"""The page: one HTML file with style, script, pictures and the results themselves, and no way to a network."""
 
 from __future__ import annotations
 

@@ -64,6 +64,8 @@ def _judge(subject: Subject, found: Value) -> Standing:
         told = f", required: {required}" if required else ""
         headline, means = _MEANS[word or "degraded"]
         failed = f"Verification failed (verdict: {word}{told}): this is not the speed of the same model."
+        if passed:
+            failed = f"The verdict is {word}: this is not the speed of the same model."
         return Standing(FAILED, word or "failed", "Not the same model", means, failed)
     if subject.digest is None:
         return _unproven(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from allotrope.report.escape import markup
 
-_GLYPH = 6.3  # average advance of 12 px text, for placing and cutting labels
+_GLYPH = 7.3  # average advance of 12 px text, for placing and cutting labels
 
 
 def text_width(text: str) -> float:

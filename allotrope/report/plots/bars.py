@@ -20,7 +20,7 @@ class Bar:
     tip: str
     kind: str = "other"
     reason: str = ""
-    spread: tuple[float, float] | None = None
+    inner: float | None = None  # a part of the value, drawn darker
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,8 @@ def _group(drawing: Drawing, group: Group, top: float, left: float, said: Callab
             continue
         zero, end = scale(0), scale(bar.value)
         drawing.rect(min(zero, end), y, abs(end - zero), _BAR, f"bar {bar.kind}", bar.tip)
-        if bar.spread is not None:
-            low, high = scale(bar.spread[0]), scale(bar.spread[1])
-            drawing.line(low, y + _BAR / 2, high, y + _BAR / 2, "whisker")
+        if bar.inner:
+            drawing.rect(zero, y, scale(min(bar.inner, bar.value)) - zero, _BAR, "bar ours")
         drawing.label(max(zero, end) + 6, y + 13, said(bar.value), "label number")
     drawing.line(left, top - 2, left, bottom, "axis")
     if group.limit:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from allotrope.report.figures import ms
 from allotrope.report.plots.scale import linear
-from allotrope.report.svg import Drawing, fitted, text_width
+from allotrope.report.svg import Drawing, text_width
 
 _LANE, _GAP, _BOTTOM = 26, 18, 26
 
@@ -48,5 +48,5 @@ def draw(width: int, lanes: Sequence[Lane]) -> Drawing:
             x, end = scale(span.start), scale(span.end)
             drawing.rect(x, y, max(end - x, 0.5), _LANE - 4, f"span {span.kind}", span.tip)
             if text_width(span.name) + 8 < end - x:
-                drawing.label(x + 4, y + 15, fitted(span.name, end - x - 8), "label on-bar")
+                drawing.label(x + 4, y + 15, span.name, "label on-ours" if span.kind == "ours" else "label on-bar")
     return drawing

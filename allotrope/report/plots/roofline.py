@@ -9,7 +9,7 @@ from allotrope.report.figures import flops, number
 from allotrope.report.plots.scale import Log, log
 from allotrope.report.svg import Drawing, fitted, text_width
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 92, 18, 18, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 92, 18, 40, 44
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Spot:
 
 def draw(width: int, spots: Sequence[Spot], read_bytes_per_s: float, peak: float | None) -> Drawing:
     """Dots under a slope (reading) and a level (multiplying)."""
-    drawing = Drawing(width, 340)
+    drawing = Drawing(width, 360)
     across = log([spot.intensity for spot in spots] + ([peak / read_bytes_per_s * 2] if peak else []), 0, 1)
     across = Log(across.low, across.high, _LEFT, width - _RIGHT)
     roofs = [read_bytes_per_s * across.low, peak or read_bytes_per_s * across.high]
@@ -60,5 +60,6 @@ def _roof(drawing: Drawing, across: Log, up: Log, read: float, peak: float | Non
     drawing.path(slope, "roof")
     if peak and ridge < across.high:
         drawing.path([(across(ridge), up(peak)), (across(across.high), up(peak))], "roof")
-        drawing.label(drawing.width - _RIGHT, up(peak) - 6, f"multiplying: {flops(peak)}", "label limited", "end")
-    drawing.label(_LEFT + 6, _TOP + 12, f"slope: reading {number(read / 1e9)} GB/s", "label limited")
+    words = [f"slope: reading {number(read / 1e9)} GB/s"] + ([f"level: {flops(peak)}"] if peak else [])
+    for i, told in enumerate(words):
+        drawing.label(_LEFT, 12 + 15 * i, told, "label limited")

@@ -74,7 +74,7 @@ def _sentence(standing: Standing, fast: speed.Headline | None) -> str:
     if standing.kind != PROVEN or fast is None:
         return f"{standing.headline}."
     if fast.against_original is not None:
-        return f"{standing.headline}, {figures.times(fast.against_original)} as fast as the original."
+        return f"{standing.headline}, {figures.times(fast.against_original)} as fast."
     return f"{standing.headline}, at {figures.rate(fast.tokens_per_s)}."
 
 

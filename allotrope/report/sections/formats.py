@@ -93,7 +93,7 @@ def _exceptions(narrow: Value) -> list[Block]:
     if not pairs:
         return []
     listed = tuple((name, str(value.raw)) for name, value in pairs)
-    return [Fold(f"{len(pairs)} exceptions from the policy", (Facts(listed),))]
+    return [Fold(f"{figures.some(len(pairs), 'exception')} from the policy", (Facts(listed),))]
 
 
 def _attribution(subject: Subject, verify: Value, found: Value) -> list[Block]:

@@ -11,6 +11,16 @@ from allotrope.report.sources import Subject
 from allotrope.report.value import Value
 from allotrope.units import bytes_text
 
+_USUAL = {  # what the builder does unasked
+    "tune": "full",
+    "dtype": "auto",
+    "method": "auto",
+    "plan": "best",
+    "device": "auto",
+    "executor": "eager",
+    "seed": 0,
+    "max_batch": 64,
+}
 _ROWS = 400  # of choices; beyond that nobody reads, and engine.json has all
 
 
@@ -106,16 +116,16 @@ def built(engine: Value) -> Source:
     """The command that builds this engine again, as far as engine.json tells."""
     parts = ["allotrope build", _source_path(engine)]
     options = engine.at("options")
-    usual = {"tune": "full", "dtype": "auto", "method": "auto", "plan": "best", "device": "auto", "executor": "eager"}
     for name, value in options.pairs() if options is not None else ():
         flag = f"--{name.replace('_', '-')}"
         if value.raw is True:
             parts.append(flag)
-        elif isinstance(value.raw, (int, float, str)) and value.raw is not False and value.raw != usual.get(name):
+        elif isinstance(value.raw, (int, float, str)) and value.raw is not False and value.raw != _USUAL.get(name):
             parts.append(f"{flag} {value.raw}")
         elif isinstance(value.raw, list) and value.raw:
             parts.append(f"{flag} {','.join(str(item) for item in value.raw)}")
-    return Source(" ".join(parts), "when it was built")
+    date = engine.path("evidence", "date")
+    return Source(" ".join(parts), date.as_text() if date is not None else "")
 
 
 def _choices(evidence: Value) -> list[Block]:
@@ -150,7 +160,7 @@ def _choices(evidence: Value) -> list[Block]:
     head = columns("op", "rows", "chosen", "runner-up", "refused, and why", "time", "floor", "error", words=5)
     note = f"The first {_ROWS} of {len(rows)}; engine.json has all." if len(rows) > _ROWS else ""
     table = Table("Tactics chosen", head, tuple(rows[:_ROWS]), sortable=True, note=note)
-    told = f"{len(rows)} choices were made by holding each candidate against a reference first, and timing it then."
+    told = f"{figures.some(len(rows), 'choice')}: each candidate was held against a reference first, and timed then."
     return [Paragraph((told,)), Fold("Every choice, its runner-up and what was refused", (table,))]
 
 

@@ -22,7 +22,8 @@ MAKES = {
 
 def asked(subject: Subject) -> Section:
     """Every command whose result is shown here, and when it ran."""
-    rows = [(text("build"), text(passport.built(subject.engine).command, code=True), text(None))]
+    build = passport.built(subject.engine)
+    rows = [(text("build"), text(build.command, code=True), text(figures.date(build.date) if build.date else None))]
     for kind in KINDS:
         found = subject.results.get(kind)
         if found is None:

@@ -94,6 +94,11 @@ def _named(one: Value) -> str:
     return f"batch {batch}, {into} tokens in, {out} out"
 
 
+def _short(one: Value) -> str:
+    batch, into, out = (figures.count(one.number(key)) for key in ("batch", "input", "output"))
+    return f"{batch} × ({into} → {out})"
+
+
 def _beside(subject: Subject, found: Value, cells: Sequence[Value]) -> list[Block]:
     measured = [one for one in cells if one.number("tokens_per_s") is not None]
     if not measured:
@@ -136,7 +141,7 @@ def _group(subject: Subject, one: Value) -> bars.Group:
 def _grid(cells: Sequence[Value], came: Source) -> Table:
     rows = []
     for one in cells:
-        name = _named(one)
+        name = _short(one)
         reason = one.words("reason_absent")
         if one.number("tokens_per_s") is None:
             rest = tuple(text(None) for _ in range(9))
@@ -160,7 +165,9 @@ def _grid(cells: Sequence[Value], came: Source) -> Table:
         )
     names = ("cell", "tokens/s", "latency", "p95", "p99", "prefill", "decode", "peak memory", "of the limit")
     head = columns(*names, "× original", "× best peer")
-    note = "Latency is a median; prefill is the time to the first token, decode the rest."
+    note = (
+        "Cell: batch × (tokens in → out). Latency is a median; prefill is the time to the first token, decode the rest."
+    )
     return Table("The grid", head, tuple(rows), came, sortable=True, note=note)
 
 

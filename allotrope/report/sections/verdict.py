@@ -178,4 +178,4 @@ def _preflight(levels: Value, came: Source) -> list[Block]:
         rows.append((text(check.words("name")), text(word, tone), text(check.words("detail"))))
     table = Table("Are both asked the same question?", columns("check", "", "found", words=3), tuple(rows), came)
     wrong = [row for row in rows if row[1].tone == BAD]
-    return [table] if wrong else [Fold(f"Preflight: {len(rows)} checks, nothing wrong", (table,))]
+    return [table] if wrong else [Fold(f"Preflight: {figures.some(len(rows), 'check')}, nothing wrong", (table,))]
