@@ -7,6 +7,7 @@ import time
 
 _POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE = "–"
+_PLAIN = (1e-3, 1e7)  # what lies outside is said with powers of ten
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -18,7 +19,7 @@ def number(value: float | None) -> str:
     if value is None:
         return NONE
     size = abs(value)
-    if size and (size < 1e-3 or size >= 1e7):
+    if size and not _PLAIN[0] <= size < _PLAIN[1]:
         mantissa, _, power = f"{value:.1e}".partition("e")
         return f"{mantissa} × 10{str(int(power)).translate(_POWERS)}"
     return f"{value:,.0f}" if size >= 100 else f"{value:.3g}"

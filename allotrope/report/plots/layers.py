@@ -51,7 +51,7 @@ def draw(width: int, blocks: Sequence[Block]) -> Drawing:
 def _axis(drawing: Drawing, scale: Log, bottom: float) -> None:
     for tick in scale.ticks(6):
         drawing.line(_LEFT, scale(tick), drawing.width - _RIGHT, scale(tick), "grid")
-        drawing.label(_LEFT - 8, scale(tick) + 4, number(tick) if tick >= 1e-3 else _power(tick), "label", "end")
+        drawing.label(_LEFT - 8, scale(tick) + 4, _power(tick), "label", "end")
     drawing.line(_LEFT, bottom, drawing.width - _RIGHT, bottom, "axis")
     drawing.label(_LEFT - 8, bottom + 4, "exact", "label", "end")
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
+_ALMOST = 1 - 1e-9  # of a step, which is that step but for rounding
+
+
 @dataclass(frozen=True)
 class Linear:
     """Equal steps for equal differences."""
@@ -71,4 +74,4 @@ def log(values: Iterable[float], start: float, end: float) -> Log:
 def _round(step: float) -> float:
     """The next of 1, 2, 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
-    return next(times * power for times in (1, 2, 5, 10) if times * power >= step * (1 - 1e-9))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= step * _ALMOST)
