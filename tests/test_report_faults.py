@@ -10,7 +10,7 @@ import pytest
 
 from allotrope.cli import main
 from allotrope.report import figures
-from allotrope.report.escape import fenced, markdown, script_json, visible
+from allotrope.report.escape import markdown, script_json, visible
 from allotrope.report.plots.scale import linear, log
 from tests import report_kit as kit
 from tests.schemas import fits
@@ -155,7 +155,6 @@ def test_foreign_text_is_harmless_everywhere() -> None:
     assert visible("a\u202eb\x07\ud800\nc") == "a⟨U+202E⟩b⟨U+0007⟩⟨U+D800⟩\nc"
     assert "<" not in script_json({"</script>": "<!--"}) and json.loads(script_json(["\ud800</"])) == ["\ud800</"]
     assert markdown("[x](y) | <b> `c`\nd") == r"\[x\](y) \| &lt;b&gt; \`c\` d"
-    assert fenced("a\n````\nb").splitlines()[0] == "`````text"
 
 
 def test_scales_hold_their_values() -> None:

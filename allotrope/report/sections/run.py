@@ -10,15 +10,6 @@ from allotrope.report.sources import KINDS, Subject
 from allotrope.report.value import Value
 from allotrope.units import bytes_text
 
-MAKES = {
-    "verify": "verify {}",
-    "bench": "bench {} --against hf",
-    "summarize": "summarize {} --data FILE.csv",
-    "eval": "eval {} --text FILE",
-    "ablate": "ablate {}",
-    "explain": "explain {}",
-}
-
 
 def asked(subject: Subject) -> Section:
     """Every command whose result is shown here, and when it ran."""
