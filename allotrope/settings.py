@@ -40,6 +40,21 @@ def cache_dir() -> Path:
         return Path(tempfile.gettempdir()) / f"allotrope-{os.getuid()}"
 
 
+def peers_dir() -> Path:
+    """Where the environments of `bench --against` lie: ALLOTROPE_PEERS, or `peers` in the cache's folder."""
+    chosen = os.environ.get("ALLOTROPE_PEERS")
+    return Path(chosen) if chosen else cache_dir() / "peers"
+
+
+def for_worker(threads: int, *, own: bool) -> dict[str, str]:
+    """The environment of a process that is measured with so many threads; `own`: it imports this package."""
+    known = dict(os.environ)
+    if not own:
+        known = {name: value for name, value in known.items() if not name.startswith("PYTHON")}
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return known | counts | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
 def assets() -> Path:
     """Third-party test data: ALLOTROPE_ASSETS, or `../shared/assets` beside the project."""
     chosen = os.environ.get("ALLOTROPE_ASSETS")

@@ -106,7 +106,6 @@ def test_other_figures_stay(engine: Path, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --load"),
         (["--load", "0"], "--load is 0; give a number from 1 to 1000000"),
         (["--load", "9" * 99], "--load is 999"),
         (["--load", "nowhere.csv"], "nowhere.csv: cannot read the trace"),

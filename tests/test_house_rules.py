@@ -63,16 +63,13 @@ LAYERS = {
         "runtime",
         "build",
     },
-    "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "quant", "runtime", "build", "bench"},
-    "report": {"errors", "units"},  # results are JSON to it
-    "bench": {"errors", "settings", "hw", "ops", "artifact", "runtime", "build", "verify"},
+    "bench": {"errors", "settings", "hw", "ops", "artifact", "models", "runtime", "build", "verify"},
     "eval": {
         "errors",
         "paths",
         "settings",
         "units",
         "hw",
-        "ops",
         "artifact",
         "tokenizers",
         "models",

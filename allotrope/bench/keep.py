@@ -69,6 +69,14 @@ def keep(folder: Path, part: str, found: Mapping[str, Any]) -> Path:
     return path
 
 
+def keep_all(folder: Path, found: Mapping[str, Any]) -> Path:
+    """Put the grid's results into the folder's bench.json; a load's, which stand under a name of their own, stay."""
+    path = folder / FILE
+    load = {name: value for name, value in _kept(path).items() if name == "load"}
+    results.write(path, {**found, **load})
+    return path
+
+
 def keep_csv(folder: Path, times: Sequence[Times]) -> Path:
     """One line per request, for a spreadsheet."""
     path = folder / REQUESTS

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _clear(out: Output) -> None:
     folder = settings.cache_dir()
-    for name in ("engines", "timings", "ceilings", "converted"):
+    for name in ("engines", "timings", "ceilings", "converted", "conversions"):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
     out.line(f"Cleared {folder}")

@@ -1,1 +1,0 @@
-"""Pictures by kind. Each knows its marks, none knows where its figures come from."""
