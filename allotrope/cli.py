@@ -27,7 +27,10 @@ VERBS = {
     "run": "generate text from prompts",
     "chat": "talk with an engine",
     "verify": "the verdict: is it still the same model, and if not, where",
+    "summarize": "summaries by an engine and its original, in ROUGE",
     "bench": "how fast an engine serves a load, beside the machine's limit",
+    "explain": "where the time goes, op by op, and what a change would do",
+    "report": "all that is known of an engine in one page",
 }
 _EPILOG = """\
 CKPT is a folder in Hugging Face layout, or random:SHAPE (random:llama-15m).

@@ -63,6 +63,8 @@ LAYERS = {
         "runtime",
         "build",
     },
+    "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "quant", "runtime", "build", "bench"},
+    "report": {"errors", "units"},  # results are JSON to it
     "bench": {"errors", "settings", "hw", "ops", "artifact", "models", "runtime", "build", "verify"},
     "eval": {
         "errors",
@@ -70,6 +72,7 @@ LAYERS = {
         "settings",
         "units",
         "hw",
+        "ops",
         "artifact",
         "tokenizers",
         "models",

@@ -33,13 +33,17 @@ def environment(device: Device, engine: Engine) -> dict[str, Any]:
     }
 
 
+def now() -> str:
+    """The moment in UTC, as every result names it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def stamp(folder: Path, command: str | None) -> dict[str, str | None]:
     """What goes into every kept result: the command that gives it again, the moment, and the engine's own digest.
 
     An engine that was built again since has another digest, so whoever reads the result can tell.
     """
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"command": command, "date": date, "engine_digest": manifest.digest(folder)}
+    return {"command": command, "date": now(), "engine_digest": manifest.digest(folder)}
 
 
 def keep(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from allotrope import __version__, native, settings, tokenizers
-from allotrope.artifact import layout, manifest
+from allotrope.artifact import layout, manifest, results
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
 from allotrope.artifact.problems import Load, problem
@@ -123,6 +123,7 @@ def build(
             "tuning": {"effort": options.tune, "threads": threads, **tuned},
             "checks": {"whole_model": whole},
             "versions": versions(),
+            "date": results.now(),
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": peak.bytes(),
         }

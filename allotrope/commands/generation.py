@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allotrope.commands import build as building
@@ -84,6 +85,14 @@ def open_llm(args: argparse.Namespace, out: Output) -> LLM:
 
     folder = building.engine_folder(args, out, running=("max_len",))  # a shorter limit needs no engine of its own
     return LLM(folder, **_running(args))
+
+
+def evaluated(args: argparse.Namespace, out: Output) -> Path:
+    """The engine's folder; a checkpoint in its place is built first. --allow-pickle is for the original, too."""
+    from allotrope.artifact.manifest import FILE
+
+    reading = ("allow_pickle",) if (Path(args.engine) / FILE).exists() else ()
+    return building.engine_folder(args, out, running=("max_len", *reading))
 
 
 def runtime_options(args: argparse.Namespace, **more: Any) -> RuntimeOptions:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from allotrope.units import time_text as time_text  # noqa: PLC0414 verbs look for it here
+
 WIDTH = 80
 _SHOW_AFTER_S = 2.0  # shorter work needs no bar
 
@@ -32,16 +34,6 @@ def rate_text(per_second: float, unit: str = "FLOP/s") -> str:
     """`96.8 GFLOP/s`, `989 TFLOP/s`."""
     tera = per_second >= 1e12
     return f"{per_second / (1e12 if tera else 1e9):.3g} {'T' if tera else 'G'}{unit}"
-
-
-def time_text(seconds: float) -> str:
-    """`1.24 ms`: three figures in the unit that suits."""
-    if not math.isfinite(seconds):
-        return "–"
-    for limit, scale, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
-        if seconds < limit:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds / 60:.1f} min"
 
 
 class Progress:

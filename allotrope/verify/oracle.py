@@ -103,10 +103,10 @@ class Oracle:
         self.precision, self.dtype, self.device = precision, DTYPES[precision], device
         self._loaders, self._resident = loaders, resident
         self.round_kv: Round = None  # what is done to keys and values before attention reads them
-        self._by_longest = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+        self.by_longest = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
         with self._precise():
             self.model = _skeleton(model_class, config, self.dtype)
-            self._renew()
+            self.renew()
         self._sources = _resolve(self.model, loaders)
         self.blocks = _block_names(self.model, layers)
         if resident:
@@ -153,7 +153,7 @@ class Oracle:
         replaces what it names; `round_to` rounds what is probed. What is recorded is the original's own
         value, before either.
         """
-        if self._by_longest and len(prompts) > 1:
+        if self.by_longest and len(prompts) > 1:
             return self._one_by_one(prompts, probes, given, round_to)
         longest = max(len(ids) for ids in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
@@ -163,7 +163,7 @@ class Oracle:
             real[row, : len(prompt)] = True
         recorder = _Recorder(real.to(self.device), given or {}, round_to)
         with torch.no_grad(), self._precise():
-            self._renew()
+            self.renew()
             taps: dict[tuple[int, str], Pass] = {}
             handles = list[Any]()
             for name, probe in probes.items():
@@ -202,7 +202,7 @@ class Oracle:
         For positions whose meaning depends on what has been seen so far (dynamic rotary scaling).
         """
         with torch.no_grad(), self._precise():
-            self._renew()
+            self.renew()
             ids = torch.tensor([list(prompt)], device=self.device)
             cache = _cache(self.model.config, self.round_kv, {})
             out = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -230,7 +230,7 @@ class Oracle:
         with _Double(), torch.device("cpu"):
             return type(module)(module.config)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """Make what is computed from the config alone (rotary frequencies) anew: dynamic scaling leaves it changed."""
         for owner in list(self.model.modules()):
             for name, child in list(owner.named_children()):

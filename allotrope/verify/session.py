@@ -14,6 +14,7 @@ import torch
 from allotrope import settings, tokenizers
 from allotrope.artifact import manifest, results
 from allotrope.artifact.engine import Engine, open_engine
+from allotrope.artifact.plan import Plan
 from allotrope.build.builder import Progress, silent
 from allotrope.errors import CheckpointError, TokenizerError, UsageError
 from allotrope.hw.detect import detect
@@ -151,12 +152,7 @@ class _Session:
         self.formats = formats(self.plan) if is_quantised(self.plan) else ()
         if asked.attribute and not self.formats:
             raise UsageError("nothing in it is quantised, so there is nothing to attribute", where=str(path))
-        if self.model.recipe.vocab != self.plan.vocab or len(self.model.recipe.blocks) != self.plan.cache.layers:
-            raise UsageError(
-                f"{self.model.checkpoint.origin} is another model: {len(self.model.recipe.blocks)} blocks and "
-                f"{self.model.recipe.vocab} tokens, the engine has {self.plan.cache.layers} and {self.plan.vocab}",
-                remedy="name the engine's own original with --original",
-            )
+        check_alike(self.model, self.plan)
         self.tokenizer, self._readable = _tokenizer(self.engine)
         self._quantisers = Quantisers(self.plan, self.model.family, self.model.recipe)
 
@@ -337,6 +333,16 @@ def open_original(engine: Engine, named: str | None, *, allow_pickle: bool = Fal
             remedy="build again, or name the unchanged original with --original",
         )
     return model
+
+
+def check_alike(model: Model, plan: Plan) -> None:
+    """Refuse an original that cannot be the engine's."""
+    if model.recipe.vocab != plan.vocab or len(model.recipe.blocks) != plan.cache.layers:
+        raise UsageError(
+            f"{model.checkpoint.origin} is another model: {len(model.recipe.blocks)} blocks and "
+            f"{model.recipe.vocab} tokens, the engine has {plan.cache.layers} and {plan.vocab}",
+            remedy="name the engine's own original with --original",
+        )
 
 
 def _tokenizer(engine: Engine) -> tuple[Tokenizer | None, Check]:

@@ -1,0 +1,130 @@
+"""The run that is explained: so many prompts of random tokens, answers exactly as long as asked for, again and again.
+
+Runs with clocks and runs without take turns, so that what the clocks cost is measured along.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from allotrope.bench.workload import exactly
+from allotrope.errors import NumericalError
+from allotrope.explain.spans import Ranges, Spans
+from allotrope.explain.watch import QUEUED, TOKENISING, Seen, WatchedLoop
+from allotrope.runtime.loop import Loop
+from allotrope.runtime.opening import Opened
+from allotrope.runtime.options import RuntimeOptions
+
+PAIRS = 12  # of runs, at most
+_LEAST, _BUDGET_S = 3, 6.0  # pairs, and after how long no further one is begun
+_TEXT = "detokenising"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the engine: `batch` prompts of `into` tokens each, and `output` tokens in answer to each."""
+
+    batch: int
+    into: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run with clocks: from the prompts' text to the answers'."""
+
+    began: float
+    ended: float
+    seen: Seen
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.ended - self.began
+
+    @property
+    def answering(self) -> float:
+        """When every request had its first token."""
+        return max(life.first or self.ended for life in self.seen.lives.values())
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs: those with clocks in full, those without by their seconds, in pairs."""
+
+    timed: tuple[Run, ...]
+    plain: tuple[float, ...]
+
+    @property
+    def middle(self) -> Run:
+        """The run with clocks that stands in the middle."""
+        return sorted(self.timed, key=lambda run: run.seconds)[(len(self.timed) - 1) // 2]
+
+
+def runs(
+    timed: Opened,
+    plain: Opened,
+    asked: Asked,
+    options: RuntimeOptions,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
+    ranges: Ranges | None = None,
+) -> Runs:
+    """Warm both up, then run them in turns."""
+    random = np.random.default_rng([seed, 1])
+    looks = {"skip_step": options.skip_step, "check_step": options.check_step}
+    clocked, bare = list[Run](), list[float]()
+    began = time.perf_counter()
+    for pair in range(-1, PAIRS):
+        if pair >= _LEAST and time.perf_counter() - began > _BUDGET_S:
+            break
+        for turn in (0, 1) if pair % 2 else (1, 0):
+            prompts = _prompts(timed, asked, random)
+            if turn:
+                seen = Seen(Spans(ranges))
+                start, end = _answer(timed, WatchedLoop(timed, seen, **looks), prompts, asked.output, seen.spans)
+                clocked.append(Run(start, end, seen))
+            else:
+                start, end = _answer(plain, plain.loop, prompts, asked.output, None)
+                bare.append(end - start)
+        advance()
+    return Runs(tuple(clocked[1:]), tuple(bare[1:]))
+
+
+def _prompts(opened: Opened, asked: Asked, random: np.random.Generator) -> list[tuple[str, list[int]]]:
+    """Random tokens and, for an engine that reads text, their text. No two runs share them: no cache helps."""
+    drawn = random.integers(0, opened.limits.vocab, (asked.batch, asked.into)).tolist()
+    reads = opened.tokenizer.reads_text
+    return [(opened.tokenizer.decode(ids, False) if reads else "", ids) for ids in drawn]
+
+
+def _answer(
+    opened: Opened, loop: Loop, prompts: Sequence[tuple[str, list[int]]], output: int, spans: Spans | None
+) -> tuple[float, float]:
+    """Answer all prompts; when that began and ended. Their text is read, and the tokens that it came from are taken:
+    a text of random tokens may be read as a few more or fewer."""
+    began = time.perf_counter()
+    with nullcontext() if spans is None else spans.span(TOKENISING):
+        for text, _ in prompts:
+            if text:
+                opened.reader.read(text, "prompt")
+    with nullcontext() if spans is None else spans.span(QUEUED):
+        given = [(text or None, ids, exactly(output)) for text, ids in prompts]
+        generations = [loop.prepare(*one, index=i) for i, one in enumerate(given)]
+        for generation in generations:
+            loop.submit(generation)
+    while not all(generation.ended for generation in generations):
+        loop.step()
+    with nullcontext() if spans is None else spans.span(_TEXT):
+        answers = [generation.output() for generation in generations]
+    ended = time.perf_counter()
+    failed = next((answer.error for answer in answers if answer.error), None)
+    if failed:
+        raise NumericalError(failed, remedy="check the engine with: allotrope verify")
+    loop.drain()
+    return began, ended
