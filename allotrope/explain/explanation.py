@@ -14,10 +14,12 @@ from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Call
 from allotrope.explain.account import WHOLE, Account
 from allotrope.explain.drive import Asked, Runs
+from allotrope.explain.formats import formats
 from allotrope.explain.watch import Stepped
 from allotrope.explain.why import Evidence
 from allotrope.hw.peaks import Ceilings
 from allotrope.runtime.program import rows_of
+from allotrope.runtime.step import Seconds
 
 _BLOCK = r"^blocks\.\d+\."
 
@@ -54,10 +56,11 @@ class Explained:
             "asked": {"batch": self.asked.batch, "input": self.asked.into, "output": self.asked.output},
             "executor": self.executor,
             "threads": self.threads,
-            "formats": formats(self.manifest),
+            "formats": formats(self.manifest.plan),
             "total_ms": 1e3 * total,
             "t_ctx_ms": 1e3 * account.context.wall_s,
             "t_gen_ms": 1e3 * account.decode.wall_s,
+            "step_ms": 1e3 * account.decode.wall_s / account.decode.steps if account.decode.steps else None,
             "steps": {"context": account.context.steps, "decode": account.decode.steps},
             "accounted": self.grouped(lambda call: call.op),
             "kinds": self.grouped(lambda call: short(call.path)),
@@ -81,14 +84,14 @@ class Explained:
 
     def _each(self) -> Iterator[tuple[Call, dict[str, Any]]]:
         """Per call of the plan, in its order; `step_ms` is its median over all decode steps of all runs."""
-        account, steps = self.account, self.decode_call_ms()
+        account, steps = self.account, self.step_s(False)
         for place, call in enumerate(self.manifest.plan.calls):
             yield (
                 call,
                 {
                     "context_ms": 1e3 * float(account.context.call_s[place]),
                     "decode_ms": 1e3 * float(account.decode.call_s[place]),
-                    "step_ms": steps[place] if steps else None,
+                    "step_ms": None if steps is None else 1e3 * float(steps[place]),
                 },
             )
 
@@ -139,15 +142,11 @@ class Explained:
                 found[phase] = _rows(largest)
         return found
 
-    def decode_call_ms(self) -> list[float]:
-        """Per call of the plan: the median over all decode steps of all runs."""
-        seen = [
-            one.call_s
-            for run in self.runs.timed
-            for one in run.seen.steps
-            if one.call_s is not None and not one.context
-        ]
-        return [] if not seen else (1e3 * np.median(np.stack(seen), axis=0)).tolist()
+    def step_s(self, context: bool) -> Seconds | None:
+        """Per call of the plan, the median over all steps of this kind of all runs; None if there are none."""
+        steps = [one for run in self.runs.timed for one in run.seen.steps if one.context == context]
+        seen = [one.call_s for one in steps if one.call_s is not None]
+        return np.median(np.stack(seen), axis=0) if seen else None
 
 
 _EMPTY: Mapping[str, Any] = {
@@ -170,19 +169,6 @@ def _rows(stepped: Stepped) -> dict[str, int]:
 def short(path: str) -> str:
     """A path without the number of its block."""
     return re.sub(_BLOCK, "", path)
-
-
-def formats(manifest: Manifest) -> dict[str, Any]:
-    """In which formats the engine computes and keeps its weights, keys and values."""
-    calls = manifest.plan.calls
-    kinds = {str(call.params[name]) for call in calls for name in ("format", "store") if name in call.params}
-    acts = {str(call.params["activations"]) for call in calls if call.params.get("activations", "none") != "none"}
-    return {
-        "dtype": manifest.plan.dtype,
-        "weights": sorted(kinds) or [manifest.plan.dtype],
-        "activations": sorted(acts) or [manifest.plan.dtype],
-        "kv": manifest.plan.cache.words,
-    }
 
 
 def samples(runs: Runs) -> dict[str, Any]:
