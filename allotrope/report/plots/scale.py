@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 _ALMOST = 1 - 1e-9  # of a step, which is that step but for rounding
 
 
