@@ -29,6 +29,7 @@ VERBS = {
     "verify": "the verdict: is it still the same model, and if not, where",
     "summarize": "summaries by an engine and its original, in ROUGE",
     "bench": "how fast an engine serves a load, beside the machine's limit",
+    "ablate": "what each part of an engine buys, in speed, memory and accuracy",
     "explain": "where the time goes, op by op, and what a change would do",
     "report": "all that is known of an engine in one page",
 }

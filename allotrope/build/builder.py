@@ -27,7 +27,7 @@ from allotrope.build.pieces import Packer, check_values, drop_zero_biases
 from allotrope.build.select import Selection
 from allotrope.build.tasks import tasks
 from allotrope.build.timings import Timings
-from allotrope.build.tune import Tuner
+from allotrope.build.tune import Checked, Tuner
 from allotrope.errors import TokenizerError, UsageError
 from allotrope.hw import peaks
 from allotrope.hw.detect import detect
@@ -80,11 +80,19 @@ class Built:
 
 
 def build(
-    ref: str, out: Path | str, options: BuildOptions, progress: Progress = silent, said: Said = lambda line: None
+    ref: str,
+    out: Path | str,
+    options: BuildOptions,
+    progress: Progress = silent,
+    said: Said = lambda line: None,
+    checked: Checked | None = None,
 ) -> Built:
-    """Build the checkpoint `ref` into the folder `out`; `said` hears what is decided before the work begins."""
+    """Build the checkpoint `ref` into the folder `out`; `said` hears what is decided before the work begins.
+
+    `checked` are the numerics that earlier builds with the same seed and device have checked; this one's are added.
+    """
     began, peak = time.perf_counter(), Peak()
-    check_parts(options.without)
+    check_parts(options.without, options.plus)
     model = open_model(seeded(ref, options), allow_pickle=options.allow_pickle)
     model.check_zero()
     model.check_tied()
@@ -107,7 +115,8 @@ def build(
         narrowed = narrowing(model, lowered, chosen, bool(kept))
         lowered = narrowed.plan
         with kernels.made_by(compiling.make):
-            selection, tuned = _select(lowered, options, device, threads, progress)
+            found = {} if checked is None else checked
+            selection, tuned = _select(lowered, options, device, threads, progress, found)
         described = _describe(model, selection, options, device, limits)
         _write(writer, Packer(model, selection.plan, narrowed), progress)
         narrowing.packed()
@@ -164,15 +173,16 @@ def _threads(options: BuildOptions) -> Iterator[int]:
 
 
 def _select(
-    plan: Plan, options: BuildOptions, device: Device, threads: int, progress: Progress
+    plan: Plan, options: BuildOptions, device: Device, threads: int, progress: Progress, checked: Checked
 ) -> tuple[Selection, dict[str, Any]]:
-    if options.plan == "reference":
+    if options.plan == "reference" and not options.plus:
         return select.reference(plan), {"timed": 0, "reused": 0}
     todo = sum(len(task.problems) for task in tasks(plan, options.tune, options.executor == "graph"))
     label = "checking tactics" if options.tune == "off" else "checking and timing tactics"
     with progress(todo, label) as shown:
-        tuner = Tuner(device, options, Timings.load(device, threads), shown.advance)
-        selection = select.select(plan, options, tuner.trials, tuner.prove, peaks.load(device), device.kind)
+        tuner = Tuner(device, options, Timings.load(device, threads), shown.advance, checked=checked)
+        trials = select.by_parts(tuner.trials, options)
+        selection = select.select(plan, options, trials, tuner.prove, peaks.load(device), device.kind)
         kept = tuner.timings.save()
     return selection, {"timed": tuner.timed, "reused": tuner.reused, "kept": kept}
 

@@ -11,14 +11,15 @@ from allotrope.artifact.engine import open_engine
 from allotrope.build.builder import Progress, build, seeded, silent
 from allotrope.build.calibration import text_of
 from allotrope.build.options import BuildOptions
+from allotrope.build.tune import Checked
 from allotrope.errors import EngineError
 from allotrope.hw.detect import detect
 from allotrope.hw.fingerprint import fingerprint
 from allotrope.models.readers.open import open_checkpoint
 
 
-def cached(ref: str, options: BuildOptions, progress: Progress = silent) -> Path:
-    """The engine of `ref` with these options: kept from before, or built now.
+def cached(ref: str, options: BuildOptions, progress: Progress = silent, checked: Checked | None = None) -> Path:
+    """The engine of `ref` with these options: kept from before, or built now (`checked` as `build` takes it).
 
     The key holds what could make another engine: the checkpoint's digest, the options, what the calibration
     file says, this machine's fingerprint and our version. A kept engine that cannot be opened any more is built anew.
@@ -31,7 +32,7 @@ def cached(ref: str, options: BuildOptions, progress: Progress = silent) -> Path
             pass
         else:
             return folder
-    return build(ref, folder, options, progress).path
+    return build(ref, folder, options, progress, checked=checked).path
 
 
 def _key(ref: str, options: BuildOptions) -> str:

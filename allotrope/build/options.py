@@ -30,8 +30,9 @@ class BuildOptions:
     device: str = "auto"
     dtype: str = "auto"  # auto: fp32 on a CPU; on a GPU the checkpoint's own, if it has 16 bits
     tune: str = "fast"
-    without: tuple[str, ...] = ()  # fusions and tactics that may not be used
+    without: tuple[str, ...] = ()  # fusions and tactics that may not be used; an op: its reference is used
     plan: str = "best"
+    plus: tuple[str, ...] = ()  # fusions, ops and tactics that the reference plan gets all the same
     allow_batch_variance: bool = False
     max_batch: int = 64
     max_len: int | None = None
@@ -68,6 +69,9 @@ class BuildOptions:
         for name in ("weights", "activations", "method", "calibration"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise UsageError(f"{name} is {value!r}", where="build", remedy="give a word")
+        if self.plus and self.plan != "reference":
+            problem = f"plus is {','.join(self.plus)}, and the plan is not the reference, which parts are added to"
+            raise UsageError(problem, where="build", remedy="add --plan reference, or leave --plus out")
         if not all(isinstance(text, str) for text in self.keep):
             remedy = "give PATTERN=FORMAT, or a list of them"
             raise UsageError(f"keep is {list(self.keep)!r}", where="build", remedy=remedy)
@@ -95,9 +99,10 @@ class BuildOptions:
         if unknown:
             known = ", ".join(BuildOptions.__dataclass_fields__)
             raise UsageError(f"build has no option {unknown[0]!r}", remedy=f"options are {known}")
-        if "without" in given:
-            parts = given["without"]
-            given["without"] = tuple(parts.split(",") if isinstance(parts, str) else parts)
+        for name in ("without", "plus"):
+            if name in given:
+                parts = given[name]
+                given[name] = tuple(parts.split(",") if isinstance(parts, str) else parts)
         if "keep" in given:
             kept = given["keep"]
             given["keep"] = tuple(kept) if isinstance(kept, list | tuple) else (kept,)
@@ -111,7 +116,7 @@ class BuildOptions:
 
     def to_json(self) -> Mapping[str, Any]:
         """As kept in the engine."""
-        return {**asdict(self), "without": list(self.without), "keep": list(self.keep)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def compute_dtype(asked: str, stored: str, kind: str) -> str:
@@ -121,15 +126,15 @@ def compute_dtype(asked: str, stored: str, kind: str) -> str:
     return stored if kind == "cuda" and stored in ("fp16", "bf16") else "fp32"
 
 
-def check_parts(parts: tuple[str, ...]) -> None:
-    """A UsageError that lists what there is, unless every part names a fusion or a tactic."""
+def check_parts(without: tuple[str, ...], plus: tuple[str, ...] = ()) -> None:
+    """A UsageError that lists what there is, unless every part names a fusion, an op or a tactic."""
     from allotrope.ops import registry
 
     tactics = {(op, tactic.name) for op in registry.names() for tactic in registry.tactics(op)}
-    known = (
-        {fusion.name for fusion in FUSIONS} | {name for _, name in tactics} | {f"{op}/{name}" for op, name in tactics}
-    )
-    unknown = [part for part in parts if part not in known | {"smooth"}]
-    if unknown:
-        listed = [fusion.name for fusion in FUSIONS] + sorted(f"{op}/{name}" for op, name in tactics)
-        raise UsageError(f"no part {unknown[0]!r} to build without", remedy=f"parts are {', '.join(listed)}")
+    known = {name for _, name in tactics} | {f"{op}/{name}" for op, name in tactics} | {*registry.names()}
+    known |= {fusion.name for fusion in FUSIONS}
+    for parts, how in ((without, "without"), (plus, "with")):
+        unknown = [part for part in parts if part not in (known | {"smooth"} if parts is without else known)]
+        if unknown:
+            listed = [fusion.name for fusion in FUSIONS] + sorted(f"{op}/{name}" for op, name in tactics)
+            raise UsageError(f"no part {unknown[0]!r} to build {how}", remedy=f"parts are {', '.join(listed)}")

@@ -39,6 +39,32 @@ def reference(plan: Plan) -> Selection:
     return Selection(plan.with_tactics(((None, REFERENCE),)), [], fusions, [call.path for call in plan.calls])
 
 
+def by_parts(attempt: Try, options: BuildOptions) -> Try:
+    """`attempt`, but of ops that the options give to their references it tries these alone.
+
+    That is every op named in `without` and, of the reference plan, every op that `plus` does not name. Where `plus`
+    names tactics of an op, only they are in question.
+    """
+
+    def tried(task: Task) -> Trials:
+        named = {part.removeprefix(f"{task.op}/") for part in options.plus}
+        some = {tactic.name for tactic in registry.tactics(task.op)} & named
+        wanted = options.plan != "reference" or task.op in options.plus or some
+        if task.op in options.without or not wanted:
+            packings = tuple(sorted(registry.tactic(task.op, REFERENCE).packings().items()))
+            return tuple((Trial(REFERENCE, 1, None, packings, capturable=False),) for _ in task.buckets)
+        found = attempt(task)
+        if not some or task.op in options.plus:
+            return found
+        reason = "only others were added with --plus"
+        return tuple(
+            tuple(t if t.tactic in some or t.refusal else replace(t, refusal=reason) for t in bucket)
+            for bucket in found
+        )
+
+    return tried
+
+
 def select(
     plan: Plan, options: BuildOptions, attempt: Try, prove: Prove, ceilings: Ceilings | None, kind: str
 ) -> Selection:
@@ -87,6 +113,9 @@ def select(
             if reason.startswith("in"):
                 plan, chosen = fused, fused_lines
         reasons[fusion.name] = reason
+    for name in options.plus:
+        if not reasons.get(name, "in").startswith("in"):
+            raise BuildError(f"fusion {name} cannot be added: {reasons[name].removeprefix('not in: ')}", where="--plus")
     return _selection(plan, options, chosen, reasons, ceilings)
 
 
@@ -100,6 +129,8 @@ def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
 def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions, kind: str) -> str | None:
     if kind not in fusion.devices:
         return f"it saves kernel launches, and a {kind} has none"
+    if options.plan == "reference" and fusion.name not in options.plus:
+        return "--plan reference"
     return "taken out with --without" if fusion.name in options.without else fuse.why_not(plan, fusion)
 
 
@@ -141,7 +172,8 @@ def _lines(task: Task, trials: Trials, options: BuildOptions) -> list[Line]:
         lines = choose.lines(_capturable(task, trials), any_class=options.allow_batch_variance)
         if lines:
             return lines
-    lines = choose.lines(trials, any_class=options.allow_batch_variance)
+    references = all(trial.tactic == REFERENCE for bucket in trials for trial in bucket)  # asked for, whatever they do
+    lines = choose.lines(trials, any_class=options.allow_batch_variance or references)
     if lines:
         return lines
     usable = [trial for bucket in trials for trial in bucket if trial.refusal is None]

@@ -28,6 +28,8 @@ MOST_ROWS = 8192  # that a tactic without a bound must be able to serve, for a r
 _RECORDED = 32  # calls in a graph that is timed
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # what torch raises, out of memory too
 
+Checked = dict[tuple[str, str], check.CheckResult]
+
 
 @dataclass
 class Tuner:
@@ -39,7 +41,7 @@ class Tuner:
     advance: Callable[[], None] = lambda: None
     timed: int = 0  # how many timings were taken, and how many were known from earlier builds
     reused: int = 0
-    _checked: dict[tuple[str, str], check.CheckResult] = field(default_factory=dict)
+    checked: Checked = field(default_factory=dict)  # by tactic and problem; builds of one process may share it
 
     def trials(self, task: Task) -> tuple[tuple[Trial, ...], ...]:
         """For each bucket of the task, a trial of every tactic, in listing order."""
@@ -100,10 +102,10 @@ class Tuner:
                 results.append(trial)
                 continue
             key = (tactic.name, small.key())
-            if key not in self._checked:
+            if key not in self.checked:
                 case = case or check.prepare(small, self.device, self.options.seed)
-                self._checked[key] = _checked(tactic, case)
-            result = self._checked[key]
+                self.checked[key] = _checked(tactic, case)
+            result = self.checked[key]
             refusal = None if result.ok else f"wrong: {result.reason} (error {result.max_error:.3g})"
             results.append(replace(trial, refusal=refusal, max_error=result.max_error, floor_error=result.e0_max))
         return results

@@ -40,9 +40,13 @@ def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "--tune", choices=TUNE, default="fast", help="how hard to measure; off: listing order, checked but not timed"
     )
     parser.add_argument(
-        "--without", default="", metavar="PART,…", help="leave out fusions (qkv, gate_up) or tactics (linear/torch_mm)"
+        "--without",
+        default="",
+        metavar="PART,…",
+        help="leave out fusions (qkv, gate_up), tactics (linear/torch_mm) or all of an op's (attention)",
     )
     parser.add_argument("--plan", choices=PLANS, default="best", help="reference: every op by its reference")
+    parser.add_argument("--plus", default="", metavar="PART,…", help="add parts, named likewise, to --plan reference")
     parser.add_argument(
         "--allow-batch-variance",
         action="store_true",
@@ -60,8 +64,8 @@ def add_build_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 def build_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options given, by the names of `BuildOptions`."""
     given = {name: getattr(args, name) for name in BuildOptions.__dataclass_fields__ if hasattr(args, name)}
-    parts = tuple(part for part in args.without.split(",") if part)
-    return given | {"without": parts, "keep": tuple(args.keep)}
+    parts = {name: tuple(part for part in getattr(args, name).split(",") if part) for name in ("without", "plus")}
+    return given | parts | {"keep": tuple(args.keep)}
 
 
 def engine_folder(args: argparse.Namespace, out: Output, running: tuple[str, ...]) -> Path:

@@ -63,7 +63,12 @@ def _figures(other: torch.Tensor, truth: torch.Tensor, following: torch.Tensor) 
 
 def mean_kl(other: torch.Tensor, truth: torch.Tensor) -> float:
     """KL(truth‖other), the mean over all rows."""
-    return float(_figures(other, truth, torch.full((len(truth),), -1, dtype=torch.int64))["kl"].mean())
+    return float(kl_by_position(other, truth).mean())
+
+
+def kl_by_position(other: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """KL(truth‖other), row by row."""
+    return _figures(other, truth, torch.full((len(truth),), -1, dtype=torch.int64))["kl"]
 
 
 def _perplexity(nll: torch.Tensor) -> float:
