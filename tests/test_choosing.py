@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from allotrope.artifact.plan import Plan
-from allotrope.build import build, timings
+from allotrope.build import build, builder, timings, tune
 from allotrope.build.options import BuildOptions
 from allotrope.build.tasks import Task
 from allotrope.build.timings import Timings
 from allotrope.build.tune import Tuner
+from allotrope.errors import AllotropeError
 from allotrope.hw.fingerprint import Fingerprint, fingerprint
 from allotrope.models.model import open_model
 from allotrope.ops import registry
@@ -113,3 +114,46 @@ def test_a_tactic_serves_every_row_count_of_its_bucket(tmp_path: Path, monkeypat
 
     assert refused((1, 1), (8, 4), (None, 8)) == [True, False, True]
     assert refused((8, 4), (64, 8)) == [True, True]
+
+
+def test_parts_are_added_to_the_reference_plan(tmp_path: Path) -> None:
+    """`plus`: a fusion, an op by its own tactics, one tactic; all else stays with its reference."""
+    bare = QUICK | {"plan": "reference"}
+    fused = build(shape(tmp_path), tmp_path / "fused", **bare | {"plus": "qkv"}).manifest
+    assert fused.plan.fusions == ("qkv",)
+    assert {name for call in fused.plan.calls for _, name in call.tactics} == {"reference"}
+    one = build(shape(tmp_path), tmp_path / "one", **bare | {"plus": ("attention", "linear/torch_tile8")}).manifest
+    used = {call.op: {name for _, name in call.tactics} for call in one.plan.calls}
+    assert used.pop("attention") != {"reference"} and used.pop("linear") == {"torch_tile8"}
+    assert set(map(tuple, used.values())) == {("reference",)} and one.plan.fusions == ()
+    assert one.evidence["checks"]["whole_model"]["ok"]
+
+
+def test_an_op_is_left_to_its_reference(tmp_path: Path) -> None:
+    whole = build(shape(tmp_path), tmp_path / "whole", **QUICK).manifest
+    less = build(shape(tmp_path), tmp_path / "less", **QUICK | {"without": "attention"}).manifest
+    used = {call.op: {name for _, name in call.tactics} for call in less.plan.calls}
+    assert used.pop("attention") == {"reference"}
+    assert used == {c.op: {n for _, n in c.tactics} for c in whole.plan.calls if c.op != "attention"}
+    assert less.plan.fusions == whole.plan.fusions
+
+
+def test_what_cannot_be_added_is_said(tmp_path: Path) -> None:
+    for options, problem in (
+        ({"plan": "reference", "plus": "residual"}, "fusion residual cannot be added: it saves kernel launches"),
+        ({"plus": "qkv"}, "the plan is not the reference"),
+        ({"plan": "reference", "plus": "qkw"}, "no part 'qkw' to build with"),
+    ):
+        with pytest.raises(AllotropeError, match=problem):
+            build(shape(tmp_path), tmp_path / "none", **QUICK | options)
+
+
+def test_builds_that_share_what_was_checked_choose_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one build has checked the next does not check again, and comes to the same plan."""
+    options, checked = BuildOptions.of(**QUICK), dict[Any, Any]()
+    one = builder.build(shape(tmp_path), tmp_path / "one", options, checked=checked)
+    known = dict(checked)
+    assert known
+    monkeypatch.setattr(tune, "_checked", lambda tactic, case: pytest.fail(f"{tactic.name} was checked again"))
+    other = builder.build(shape(tmp_path), tmp_path / "other", options, checked=checked)
+    assert other.manifest.plan == one.manifest.plan and checked == known

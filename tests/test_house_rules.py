@@ -66,6 +66,21 @@ LAYERS = {
     "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "quant", "runtime", "build", "bench"},
     "report": {"errors", "units"},  # results are JSON to it
     "bench": {"errors", "settings", "hw", "ops", "artifact", "models", "runtime", "build", "verify"},
+    "ablate": {
+        "errors",
+        "units",
+        "hw",
+        "ops",
+        "artifact",
+        "tokenizers",
+        "models",
+        "quant",
+        "runtime",
+        "build",
+        "verify",
+        "eval",
+        "bench",
+    },
     "eval": {
         "errors",
         "paths",

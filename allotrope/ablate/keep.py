@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.ablate import words
-from allotrope.ablate.rows import Row, interactions, noise_of, rows
+from allotrope.ablate.rows import Row, interactions, noise_of
 from allotrope.ablate.session import Findings
 
 CSV, MARKDOWN = "ablate.csv", "ablate.md"
@@ -20,9 +20,8 @@ _COLUMNS = (
 )
 
 
-def shown(found: Findings) -> dict[str, Any]:
+def shown(found: Findings, all_rows: Sequence[Row]) -> dict[str, Any]:
     """Everything shown, by the keys of the schema."""
-    all_rows = rows(found)
     return {
         "checkpoint": found.asked.checkpoint,
         "preset": found.asked.preset,
@@ -50,10 +49,10 @@ def keep_csv(folder: Path, found: Mapping[str, Any]) -> Path:
     return path
 
 
-def keep_markdown(folder: Path, found: Findings) -> Path:
+def keep_markdown(folder: Path, found: Findings, all_rows: Sequence[Row]) -> Path:
     """The tables as Markdown."""
     path = folder / MARKDOWN
-    path.write_text("\n".join(_markdown(found, rows(found))) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_markdown(found, all_rows)) + "\n", encoding="utf-8")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +92,6 @@ class Rounds:
         for opened in self._open.values():
             opened.executor.close()
         self._open.clear()
-        gc.collect()
 
     def _goes_on(self, done: int, began: float, budget_s: float) -> bool:
         return done < _LEAST or (done < MOST and (time.perf_counter() - began) * (done + 1) / done < budget_s)
@@ -103,7 +101,6 @@ class Rounds:
 
     def _first(self, runner: Runner) -> None:
         """Open it, warm it up, and see what memory that takes."""
-        gc.collect()
         peak = Peak()
         try:
             opened = self._opened(runner)

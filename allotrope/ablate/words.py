@@ -9,12 +9,12 @@ from typing import Any
 from allotrope.ablate.effects import Interaction
 from allotrope.ablate.rows import Row
 from allotrope.ablate.session import SAME
-from allotrope.ablate.variants import AGAIN, ALONE, BARE, OFF, PLUS, STEPS, WHOLE
+from allotrope.ablate.variants import AGAIN, ALL, ALONE, BARE, OFF, PLUS, STEPS, WHOLE
 from allotrope.units import bytes_text
 from allotrope.verify.verdict import CLOSE, DEGRADED, WITHIN, WORDS
 
 SPEED = ("variant", "latency", "±", "prefill", "decode", "tokens/s", "gain")
-MEMORY = ("variant", "weights", "KV", "peak", "build", "its peak")
+MEMORY = ("variant", "weights", "KV", "peak", "build", "build peak")
 QUALITY = ("variant", "KL", "it costs", "top-1", "perplexity", "verdict")
 GROUPS = {WHOLE: "", OFF: "– taken out –", ALONE: "– alone –", PLUS: "– added –", STEPS: ""}
 _LONGEST, _ADDS_UP = 26, 0.05  # characters of a name; how far, as a logarithm, gains may be from their product
@@ -23,6 +23,9 @@ ms, medians over {rounds} rounds; ±: half the distance between the quartiles.
 prefill: other prompts as long, of which one token is asked; decode: the rest.
 gain: how many times faster with the part than without it, paired by round;
 ~: not more than noise. The same engine measured twice was {noise:.1%} apart."""
+BUILDS = """\
+peak: what opening and running it added to the process. build: a later row's
+takes less, for what an earlier one has checked and timed is known."""
 
 
 def speed_tables(found: Sequence[Row], cell: int) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
@@ -166,18 +169,18 @@ def _slowing(off: Sequence[Row]) -> Iterator[str]:
 
 
 def _added(added: Sequence[Row]) -> Iterator[str]:
-    faster = [row for row in added if row.gain and row.gain.shows and row.gain.ratio > 1]
+    faster = [row for row in added if row.gain and row.gain.shows and row.gain.ratio > 1 and row.variant.base == ALL]
     slower = [row for row in added if row.gain and row.gain.shows and row.gain.ratio < 1]
     if faster:
         best = sorted(faster, key=_ratio, reverse=True)
         yield f"Of the formats, {_list([_named(row) for row in best[:3]])} would make it faster still."
     if slower:
         worst = sorted(slower, key=_ratio)
-        yield f"Slower here: {_list([_named(row) for row in worst])}."
+        yield f"Formats that are slower here: {_list([_named(row) for row in worst])}."
 
 
 def _costing(found: Sequence[Row]) -> Iterator[str]:
-    """Parts that move the distributions by more than chance, from the worst, with the word of the side that has them."""
+    """Parts that move the distributions by more than chance, from the worst, by the word of the side that has them."""
     costing = [row for row in found if row.variant.parts and _costs_quality(row)]
     costing.sort(key=lambda row: row.values["kl_cost"], reverse=True)
     words = {row.variant.name: _word(row, found) for row in costing}
@@ -218,8 +221,8 @@ def _word(row: Row, found: Sequence[Row]) -> str:
 
 
 def _named(row: Row) -> str:
-    ratio = _ratio(row)
-    return f"{row.variant.parts[0]} (×{ratio:.2f})"
+    beside = "" if row.variant.group != PLUS or row.variant.base == ALL else f" the speed of {row.variant.base}"
+    return f"{row.variant.parts[0]} (×{_ratio(row):.2f}{beside})"
 
 
 def _ratio(row: Row) -> float:

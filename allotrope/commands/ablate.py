@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from allotrope.commands.output import Output
 from allotrope.errors import UsageError
 
 if TYPE_CHECKING:
+    from allotrope.ablate.rows import Row
     from allotrope.ablate.session import Findings, Question
     from allotrope.ablate.setting import Setting
     from allotrope.ablate.speed import Cell
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Ablate, print and keep; 130 where it was interrupted and some rows are missing."""
     from allotrope.ablate import keep
+    from allotrope.ablate.rows import rows
     from allotrope.ablate.session import Ablation
     from allotrope.artifact import results
 
@@ -56,9 +59,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.out is not None:
         results.make_folder(args.out)
     found = Ablation(asked, out.progress, out.sentence).run()
-    values = keep.shown(found)
-    _print(found, out)
-    _keep(args, found, values, out)
+    all_rows = rows(found)
+    values = keep.shown(found, all_rows)
+    _print(found, all_rows, out)
+    _keep(args, found, all_rows, values, out)
     out.result(values)
     return 130 if found.interrupted else 0
 
@@ -126,11 +130,10 @@ def _cells(args: argparse.Namespace) -> tuple[Cell, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _print(found: Findings, out: Output) -> None:
+def _print(found: Findings, all_rows: Sequence[Row], out: Output) -> None:
     from allotrope.ablate import words
-    from allotrope.ablate.rows import interactions, noise_of, rows
+    from allotrope.ablate.rows import interactions, noise_of
 
-    all_rows = rows(found)
     for place, cell in enumerate(found.asked.cells):
         tables = list(words.speed_tables(all_rows, place))
         if tables:
@@ -143,6 +146,7 @@ def _print(found: Findings, out: Output) -> None:
         out.line()
     if built := words.memory_table(all_rows):
         out.table(words.MEMORY, built)
+        out.line(words.BUILDS)
         out.line()
     if found.quality:
         if narrow := words.quality_table(all_rows):
@@ -161,7 +165,9 @@ def _heading(text: str) -> list[tuple[str, ...]]:
     return [(text, *[""] * 6)] if text else []
 
 
-def _keep(args: argparse.Namespace, found: Findings, values: dict[str, Any], out: Output) -> None:
+def _keep(
+    args: argparse.Namespace, found: Findings, all_rows: Sequence[Row], values: dict[str, Any], out: Output
+) -> None:
     """Keep rows and samples in the folder asked for, or beside the engine with all parts if that can be written."""
     from allotrope.ablate import keep, session, speed
     from allotrope.artifact import results
@@ -178,7 +184,7 @@ def _keep(args: argparse.Namespace, found: Findings, values: dict[str, Any], out
         path = results.keep(folder, "ablate", values, opened, device, args.command, samples)
         if args.out is not None:
             keep.keep_csv(folder, values)
-            keep.keep_markdown(folder, found)
+            keep.keep_markdown(folder, found, all_rows)
     except OSError as error:
         if args.out is not None:
             raise UsageError(f"cannot be written: {error.strerror}", where=str(folder)) from error
