@@ -40,6 +40,46 @@ def _pack_rows(parts: Sequence[RawArray]) -> RawArray:
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0))
 
 
+PANEL = 16  # outputs side by side: the lanes of the widest registers
+QUAD = 4  # bytes of an output side by side: what a dot product of bytes takes
+
+
+def _filled(parts: Sequence[RawArray], multiple: int) -> RawArray:
+    """The parts one under the other, with zeros up to whole panels, and columns up to a multiple."""
+    stacked = _pack_rows(parts)
+    return np.pad(stacked, ((0, -len(stacked) % PANEL), (0, -stacked.shape[1] % multiple)))
+
+
+def _into_panels(parts: Sequence[RawArray]) -> RawArray:
+    filled = _filled(parts, 1)
+    return np.ascontiguousarray(filled.reshape(-1, PANEL, filled.shape[1]).swapaxes(1, 2))
+
+
+def _out_of_panels(packed: RawArray, shapes: Sequence[tuple[int, ...]]) -> list[RawArray]:
+    rows = packed.swapaxes(1, 2).reshape(-1, packed.shape[1])
+    return _split_rows(rows[: _stacked(shapes)[0]], shapes)
+
+
+def _panels(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    rows, width = _stacked(shapes)
+    return -(-rows // PANEL), width, PANEL
+
+
+def _into_quads(parts: Sequence[RawArray]) -> RawArray:
+    filled = _filled(parts, QUAD)
+    return np.ascontiguousarray(filled.reshape(-1, PANEL, filled.shape[1] // QUAD, QUAD).swapaxes(1, 2))
+
+
+def _out_of_quads(packed: RawArray, shapes: Sequence[tuple[int, ...]]) -> list[RawArray]:
+    rows, width = _stacked(shapes)
+    return _split_rows(packed.swapaxes(1, 2).reshape(len(packed) * PANEL, -1)[:rows, :width], shapes)
+
+
+def _quads(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    rows, width = _stacked(shapes)
+    return -(-rows // PANEL), -(-width // QUAD), PANEL, QUAD
+
+
 PACKINGS = {
     packing.name: packing
     for packing in (
@@ -52,5 +92,9 @@ PACKINGS = {
             lambda packed, shapes: _split_rows(packed.T, shapes),
             lambda shapes: _stacked(shapes)[::-1],
         ),
+        # sixteen outputs side by side, [out/16, in, 16]; filled up with zeros
+        Packing("panels", _into_panels, _out_of_panels, _panels),
+        # bytes, four of each of sixteen outputs side by side, [out/16, in/4, 16, 4]; filled up with zeros
+        Packing("quads", _into_quads, _out_of_quads, _quads),
     )
 }

@@ -1,7 +1,8 @@
-"""Linear layers in the native core."""
+"""Linear layers in the native core: rows times panels of sixteen outputs; see `native/core/product.h`."""
 
 from __future__ import annotations
 
+from allotrope.ops.linear.native import PANELS, room
 from allotrope.ops.native import NativeTactic
 
-TACTICS = (NativeTactic("linear", "native", "linear", weights={"weight": "rows", "bias": "rows"}),)
+TACTICS = (NativeTactic("linear", "native", "linear", weights=PANELS, scratch=room),)

@@ -20,8 +20,7 @@ def activations(problem: Problem) -> str:
 def unfit(problem: Problem) -> str | None:
     """A format that is unknown, sizes that do not fit, activations that do not meet such weights; None if all is well.
 
-    int4 weights and groups may meet int8 activations: such a model is one that others publish (W4A8), though here
-    its products are those of decoded numbers.
+    int4 weights and groups may meet int8 activations (W4A8); `grouped.py` says how their products are summed.
     """
     form, rows, axes = str(problem.params["format"]), activations(problem), problem.axes
     if form not in FORMATS:

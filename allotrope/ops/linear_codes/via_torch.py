@@ -5,6 +5,7 @@ from __future__ import annotations
 from allotrope.ops.linear import via_torch as linear
 from allotrope.ops.linear_codes.decoded import Decoded
 from allotrope.ops.linear_codes.eight import EXACT, INT_MM, SCALED_MM, EightBit
+from allotrope.ops.linear_codes.grouped import GROUPED
 from allotrope.ops.linear_codes.pack import INT8_PACK
 from allotrope.ops.tactic import Tactic
 
@@ -16,4 +17,5 @@ TACTICS: tuple[Tactic, ...] = (
     INT8_PACK,
     EightBit("torch_scaled", SCALED_MM),
     EightBit("torch_exact", EXACT),
+    GROUPED,
 )

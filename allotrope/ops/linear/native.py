@@ -1,0 +1,38 @@
+"""What the native linear layers need of memory, as `native/core/product.h` and `codes.h` use it."""
+
+from __future__ import annotations
+
+from allotrope.ops.contract import Problem
+from allotrope.ops.native import aligned
+
+PANELS = {"weight": "panels", "bias": "rows"}
+PANEL = 16  # outputs
+_TALLEST, _CHUNK = 12, 240  # rows of the tallest tile, and of a chunk, on any instruction set
+_STRIP, _BLOCK = 8, 256  # panels that a thread takes together; inputs of a block
+_FILLED = 8  # to a multiple of what inputs are filled up
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _rows(problem: Problem) -> int:
+    """The most rows that lie in tiles at a time."""
+    rows = problem.axes["rows"]
+    return _up(min(rows, _CHUNK), _TALLEST)
+
+
+def room(problem: Problem, threads: int) -> int:
+    """Activations in tiles; and per thread, for many rows, totals and a block of weights made wide."""
+    rows = _rows(problem)
+    tiles = aligned(4 * rows * _up(problem.axes["in"], _FILLED))
+    own = 4 * PANEL * (_STRIP * rows + 2 * _BLOCK)
+    return tiles + (threads * own if problem.axes["rows"] > 1 else 0)
+
+
+def coded_room(problem: Problem, threads: int) -> int:
+    """Codes of activations, their sums in each group and their scales; for one row or two each thread's own."""
+    rows = _rows(problem)
+    inputs, groups = _up(problem.axes["in"], _FILLED), problem.axes["groups"]
+    one = aligned(rows * inputs) + aligned(4 * rows * groups) + aligned(4 * rows)
+    return one * (threads if problem.axes["rows"] <= 2 else 1)

@@ -1,0 +1,19 @@
+// Linear layers over fp16 or bf16 in panels, widened in registers.
+
+#include "kernel.h"
+#include "linear.h"
+
+namespace allotrope::ALLOTROPE_ISA {
+
+namespace {
+
+template <class Reader>
+void linear_stored(const Args& args, Team& team) {
+    multiply<Reader, false>(linear_product<Reader>(args), team);
+}
+
+}  // namespace
+
+ALLOTROPE_KERNELS({"linear_fp16", linear_stored<Fp16>}, {"linear_bf16", linear_stored<Bf16>})
+
+}  // namespace allotrope::ALLOTROPE_ISA

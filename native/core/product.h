@@ -1,0 +1,208 @@
+// Rows times panels, whole: who computes what, in which order it is read, and where it lies meanwhile.
+//
+// Panels are shared out among the threads, each reading its own once. Few rows are one tile over all inputs. Many
+// rows go in chunks: activations lie in tiles, [tile][inputs][rows], for everyone; a thread takes some panels, a block of
+// inputs at a time, widens that block and meets all tiles with it while it lies in the nearest cache.
+//
+// Workspace: [ the chunk's activations ] and per thread [ totals ][ a widened block ].
+
+#pragma once
+
+#include "finish.h"
+#include "tiles.h"
+
+namespace allotrope::ALLOTROPE_ISA {
+
+constexpr int64_t kChunk = 240;  // rows at most; a block of theirs lies in a core's second cache
+constexpr int64_t kStrip = 4;    // times kBroad: panels that a thread takes together there
+
+template <int kValue>
+struct Rows {
+    static constexpr int value = kValue;
+};
+
+// The least height of a tile that holds so many rows; the rest of it is zeros.
+template <class Body>
+ALLOTROPE_INLINE void with_height(int64_t rows, Body body) {
+    if (rows <= 1) return body(Rows<1>{});
+    if constexpr (kTall > 4)
+        if (rows <= 4) return body(Rows<4>{});
+    if constexpr (kTall > 8)
+        if (rows <= 8) return body(Rows<8>{});
+    return body(Rows<kTall>{});
+}
+
+ALLOTROPE_INLINE int64_t height_of(int64_t rows) {
+    int64_t height = 0;
+    with_height(rows, [&](auto rows_of) { height = rows_of.value; });
+    return height;
+}
+
+ALLOTROPE_INLINE int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Rows of a chunk: as even as can be, in whole tiles.
+ALLOTROPE_INLINE int64_t chunk_of(int64_t rows, int64_t tall) {
+    const int64_t chunks = (rows + kChunk - 1) / kChunk;
+    return up((rows + chunks - 1) / chunks, tall);
+}
+
+struct Product {
+    View x;
+    const char* weights = nullptr;
+    int64_t stride = 0;  // from panel to panel
+    Groups groups;
+    Finish finish;
+    char* workspace = nullptr;
+
+    ALLOTROPE_INLINE int64_t panels() const { return (finish.out.width + kPanel - 1) / kPanel; }
+};
+
+// Row `row` of a tile [inputs][height] that begins with row `first` of x and holds `rows` of it; zeros beyond.
+inline void interleave(const View& x, int64_t first, int64_t rows, int64_t height, int64_t inputs, int64_t row,
+                       float* to) {
+    const float* from = row < rows ? x.row<float>(first + row) : nullptr;
+    const int64_t width = from != nullptr ? x.width : 0;
+    to += row;
+    for (int64_t k = 0; k < width; ++k) to[k * height] = from[k];
+    for (int64_t k = width; k < inputs; ++k) to[k * height] = 0.0f;
+}
+
+template <class Reader, bool kGrouped, int kRows, int kPanels>
+void tile_of_few(const Product& product, const float* x, int64_t inputs, int64_t panel) {
+    W totals[kRows][kPanels] = {};
+    tile<Reader, kGrouped, kRows, kPanels>(product.weights + panel * product.stride, product.stride, x, 0, 0, inputs,
+                                           product.groups, panel, totals);
+    ALLOTROPE_UNROLL(r, kRows) {
+        if (r >= product.finish.out.rows) break;
+        ALLOTROPE_UNROLL(c, kPanels) product.finish(r, panel + c, totals[r][c]);
+    }
+}
+
+// Rows up to which each tile widens weights for itself. Decoding codes is more work than reading what was decoded.
+template <class Reader>
+constexpr int64_t kFew = Reader::kInputs == 1 ? kTall : kTall < 4 ? kTall : 4;
+
+template <class Reader, bool kGrouped, int kRows>
+void tiles_of_few(const Product& product, const float* x, int64_t inputs, const Share& mine) {
+    constexpr int kPanels = kRows * kFlat <= kTall * kBroad ? kFlat : kBroad;
+    int64_t panel = mine.begin;
+    for (; panel + kPanels <= mine.end; panel += kPanels)
+        tile_of_few<Reader, kGrouped, kRows, kPanels>(product, x, inputs, panel);
+    for (; panel < mine.end; ++panel) tile_of_few<Reader, kGrouped, kRows, 1>(product, x, inputs, panel);
+}
+
+template <class Reader, bool kGrouped>
+void product_of_few(const Product& product, Team& team) {
+    const int64_t rows = product.finish.out.rows, inputs = up(product.x.width, Reader::kInputs);
+    const float* x = product.x.row<float>(0);
+    if (rows > 1 || inputs != product.x.width) {
+        auto* tiled = reinterpret_cast<float*>(product.workspace);
+        const int64_t height = height_of(rows);
+        const Share own(height, team);
+        for (int64_t row = own.begin; row < own.end; ++row) interleave(product.x, 0, rows, height, inputs, row, tiled);
+        team.barrier();
+        x = tiled;
+    }
+    with_height(rows, [&](auto height) {
+        constexpr int kRows = height.value;
+        if constexpr (kRows <= kFew<Reader>)
+            tiles_of_few<Reader, kGrouped, kRows>(product, x, inputs, Share(product.panels(), team));
+    });
+}
+
+// A chunk of many rows, for one thread.
+struct Chunk {
+    const Product* product;
+    const float* x;
+    int64_t first, rows, inputs;
+    W* totals;     // [panels together][tiles][kTall][kBroad]
+    float* block;  // [kBroad][kBlock][16]
+
+    ALLOTROPE_INLINE int64_t tiles() const { return (rows + kTall - 1) / kTall; }
+};
+
+template <bool kGrouped, int kPanels>
+void meet(const Chunk& chunk, int64_t panel, int64_t begin, int64_t end, W* totals) {
+    Groups groups = chunk.product->groups;
+    groups.zeros = nullptr;  // taken off already
+    for (int64_t t = 0; t < chunk.tiles(); ++t) {
+        auto& found = *reinterpret_cast<W(*)[kTall][kPanels]>(totals + t * kTall * kBroad);
+        tile<Fp32, kGrouped, kTall, kPanels>(reinterpret_cast<const char*>(chunk.block), kBlock * 64,
+                                             chunk.x + t * kTall * chunk.inputs, begin, begin, end, groups, panel, found);
+    }
+}
+
+template <class Reader>
+void widen_block(const Chunk& chunk, int64_t panel, int64_t begin, int64_t end, float* to) {
+    const Product& product = *chunk.product;
+    const Groups& groups = product.groups;
+    const char* weights = product.weights + panel * product.stride;
+    if (groups.zeros == nullptr) return widen<Reader>(weights, begin, end, nullptr, to);
+    for (int64_t at = begin; at < end; at += groups.block) {
+        const N zeros = groups.zero(panel, groups.at(at));
+        const int64_t stop = at + groups.block < end ? at + groups.block : end;
+        widen<Reader>(weights, at, stop, &zeros, to + (at - begin) * kPanel);
+    }
+}
+
+template <class Reader, bool kGrouped>
+void strip_of_many(const Chunk& chunk, int64_t panel, int64_t count) {
+    const int64_t size = chunk.tiles() * kTall * kBroad;
+    std::memset(static_cast<void*>(chunk.totals), 0, (count + kBroad - 1) / kBroad * size * sizeof(W));
+    for (int64_t begin = 0; begin < chunk.inputs; begin += kBlock) {
+        const int64_t end = begin + kBlock < chunk.inputs ? begin + kBlock : chunk.inputs;
+        for (int64_t c = 0; c < count; c += kBroad) {
+            const int64_t here = count - c < kBroad ? count - c : kBroad;
+            for (int64_t i = 0; i < here; ++i)
+                widen_block<Reader>(chunk, panel + c + i, begin, end, chunk.block + i * kBlock * kPanel);
+            W* totals = chunk.totals + c / kBroad * size;
+            if (here == kBroad)
+                meet<kGrouped, kBroad>(chunk, panel + c, begin, end, totals);
+            else
+                meet<kGrouped, 1>(chunk, panel + c, begin, end, totals);
+        }
+    }
+    for (int64_t c = 0; c < count; ++c) {
+        const int64_t pair = c / kBroad * kBroad, broad = count - pair < kBroad ? 1 : kBroad;
+        for (int64_t r = 0; r < chunk.rows; ++r)
+            chunk.product->finish(chunk.first + r, panel + c,
+                                  chunk.totals[pair / kBroad * size + (r / kTall) * kTall * kBroad +
+                                               (r % kTall) * broad + (c - pair)]);
+    }
+}
+
+template <class Reader, bool kGrouped>
+void product_of_many(const Product& product, Team& team) {
+    const int64_t rows = product.finish.out.rows, inputs = up(product.x.width, Reader::kInputs);
+    const int64_t chunk_rows = chunk_of(rows, kTall);
+    auto* x = reinterpret_cast<float*>(product.workspace);
+    const int64_t own = (kStrip * kBroad * chunk_rows + kBroad * kBlock) * kPanel;  // floats
+    float* mine_at = x + up(chunk_rows * inputs, kPanel) + team.index * own;
+    const Share mine(product.panels(), team);
+    for (int64_t first = 0; first < rows; first += chunk_rows) {
+        Chunk chunk{&product, x, first, rows - first < chunk_rows ? rows - first : chunk_rows, inputs,
+                    reinterpret_cast<W*>(mine_at + kBroad * kBlock * kPanel), mine_at};
+        if (first) team.barrier();
+        const Share tiles(chunk.tiles(), team);
+        for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+            const int64_t left = chunk.rows - t * kTall;
+            for (int64_t row = 0; row < kTall; ++row)
+                interleave(product.x, first + t * kTall, left, kTall, inputs, row, x + t * kTall * inputs);
+        }
+        team.barrier();
+        for (int64_t panel = mine.begin; panel < mine.end; panel += kStrip * kBroad) {
+            const int64_t left = mine.end - panel;
+            strip_of_many<Reader, kGrouped>(chunk, panel, left < kStrip * kBroad ? left : kStrip * kBroad);
+        }
+    }
+}
+
+template <class Reader, bool kGrouped>
+void multiply(const Product& product, Team& team) {
+    if (product.finish.out.rows <= kFew<Reader>)
+        product_of_few<Reader, kGrouped>(product, team);
+    else
+        product_of_many<Reader, kGrouped>(product, team);
+}
+
+}  // namespace allotrope::ALLOTROPE_ISA

@@ -1,0 +1,208 @@
+"""The native linear layers, on every instruction set that this machine has, against the reference and bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from allotrope import native
+from allotrope.hw.detect import detect
+from allotrope.ops import check, poison, registry
+from allotrope.ops.contract import Problem
+from allotrope.ops.linear_codes import PER_BYTE
+from allotrope.ops.linear_codes.grouped import _added
+from allotrope.ops.packing import PACKINGS
+from allotrope.ops.tactic import Tactic
+
+CPU = detect("cpu")
+ISAS = [name for name, lacks in native.find().lacking.items() if not lacks]
+pytestmark = pytest.mark.skipif(native.find().core is None, reason=str(native.why_not()))
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One after the other all instruction sets that can run here."""
+    found = replace(native.find(), isa=request.param)
+    monkeypatch.setattr(native, "find", lambda: found)
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """One, except where a test asks for more."""
+    before = native.threads()
+    native.set_threads(1)
+    yield
+    native.set_threads(before)
+
+
+def wide(op: str, rows: int, into: int, out: int, *present: str, **params: str) -> Problem:
+    return Problem(op, {"rows": rows, "in": into, "out": out}, params, "fp32", frozenset(present))
+
+
+def coded(form: str, rows: int, into: int, out: int, group: int | None, given: str, *present: str) -> Problem:
+    groups = 1 if group is None else into // group
+    axes = {"rows": rows, "in": into, "out": out, "packed": into // PER_BYTE[form], "groups": groups}
+    return Problem("linear_codes", axes, {"format": form, "activations": given}, "fp32", frozenset(present))
+
+
+WIDE = [
+    wide("linear", 1, 1, 1),
+    wide("linear", 3, 33, 17, "bias"),
+    wide("linear", 14, 700, 50),
+    wide("linear", 250, 257, 50, "bias"),
+    wide("linear_activation", 2, 96, 35, "bias", kind="gelu"),
+    wide("linear_activation", 13, 64, 16, kind="silu"),
+    wide("linear_activation", 1, 64, 40, kind="gelu_tanh"),
+    wide("linear_add", 1, 300, 72, "bias"),
+    wide("linear_add", 30, 48, 31),
+    wide("linear_stored", 1, 260, 70, "bias", store="fp16"),
+    wide("linear_stored", 20, 77, 33, store="fp16"),
+    wide("linear_stored", 5, 129, 64, store="bf16"),
+]
+CODED = [
+    coded("int8", 1, 1000, 64, None, "none", "bias"),
+    coded("int8", 15, 35, 19, None, "none"),
+    coded("int8", 4, 192, 40, 64, "none"),
+    coded("int4", 1, 256, 72, 32, "none", "bias"),
+    coded("int4", 17, 768, 30, 128, "none", "zeros"),
+    coded("int4", 1, 384, 32, 64, "none", "zeros"),
+    coded("int4", 3, 522, 20, None, "none"),
+    coded("int4", 2, 522, 20, None, "none", "zeros"),
+    coded("fp8", 6, 301, 33, None, "none", "bias"),
+]
+EIGHT = [
+    coded("int8", 1, 1000, 64, None, "int8", "bias"),
+    coded("int8", 2, 1, 1, None, "int8"),
+    coded("int8", 5, 39, 70, None, "int8"),
+    coded("int8", 250, 131, 50, None, "int8", "bias"),
+    coded("int8", 7, 192, 40, 64, "int8"),
+    coded("int4", 1, 256, 72, 32, "int8", "bias"),
+    coded("int4", 9, 64, 16, 64, "int8"),
+    coded("int4", 26, 768, 150, 128, "int8", "zeros"),
+    coded("int4", 3, 522, 20, None, "int8"),
+    coded("int4", 2, 522, 20, None, "int8", "zeros", "bias"),
+]
+
+
+def able(posed: Problem, name: str = "native") -> list[Tactic]:
+    return [
+        tactic
+        for tactic in registry.tactics(posed.op)
+        if tactic.name.startswith(name) and tactic.why_not(posed, CPU) is None
+    ]
+
+
+@pytest.mark.parametrize("posed", [*WIDE, *CODED, *EIGHT], ids=Problem.key)
+def test_it_is_right_on_every_instruction_set(posed: Problem, isa: str) -> None:
+    [tactic] = able(posed)
+    assert check.check(tactic, posed, CPU).reason is None
+
+
+@pytest.mark.parametrize("posed", [WIDE[5], WIDE[9], CODED[2], CODED[4], EIGHT[0], EIGHT[7]], ids=Problem.key)
+def test_a_row_keeps_its_bits_in_any_company(posed: Problem, isa: str) -> None:
+    [tactic] = able(posed)
+    most = 512 if isa == ISAS[-1] else 64
+    assert check.check_rows(tactic, posed, CPU, most=most) is None
+
+
+def outcome(tactic: Tactic, posed: Problem) -> torch.Tensor:
+    contract = registry.contract(posed.op)
+    ins = check.rounded(contract, posed, contract.make_inputs(posed, 5))
+    return poison.bits(poison.run(tactic, contract, posed, CPU, ins).outs["out"])
+
+
+@pytest.mark.parametrize("posed", [*WIDE, *CODED], ids=Problem.key)
+def test_threads_and_vectors_change_no_bit(posed: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The portable kernels fuse nothing, nor does an activation compute alike in all; the others are compared."""
+    [tactic] = able(posed)
+    core = native.find()
+    fusing = [isa for isa in ISAS if isa != "portable"] or ISAS
+    found = []
+    for isa in fusing:
+        monkeypatch.setattr(native, "find", lambda isa=isa: replace(core, isa=isa))
+        for count in (1, 2, 3):
+            native.set_threads(count)
+            found.append(outcome(tactic, posed))
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.parametrize("posed", EIGHT, ids=Problem.key)
+def test_products_of_codes_have_the_bits_of_torchs_exact_ones(posed: Problem, isa: str) -> None:
+    """Whatever the instruction set: integers are exact, and every step after them is rounded once."""
+    [tactic] = able(posed)
+    twins = [found for name in ("torch_exact", "torch_groups") for found in able(posed, name)]
+    assert len(twins) == 1
+    assert tactic.row_class(posed, CPU) == twins[0].row_class(posed, CPU)
+    assert torch.equal(outcome(tactic, posed), outcome(twins[0], posed))
+    assert check.check_rows(tactic, posed, CPU, among=twins, most=8) is None
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("code", [-128, 127])
+def test_the_largest_products_do_not_saturate(form: str, code: int, isa: str) -> None:
+    """127 · −128 in every place, which overflows sums of two in 16 bits."""
+    posed = coded(form, 3, 1024, 32, 32 if form == "int4" else None, "int8")
+    [tactic] = able(posed)
+    byte = code & 255 if form == "int8" else (0x88 if code < 0 else 0x77)
+    scales = torch.ones(32, posed.axes["groups"], dtype=torch.float32 if form == "int8" else torch.float16)
+    ins = {
+        "x": torch.full((3, 1024), 127.0),
+        "codes": torch.full((32, posed.axes["packed"]), byte, dtype=torch.uint8),
+        "scales": scales,
+    }
+    outs = poison.run(tactic, registry.contract(posed.op), posed, CPU, ins).outs
+    value = code if form == "int8" else code // 16
+    assert torch.equal(outs["out"], torch.full((3, 32), 127.0 * 1024 * value))
+
+
+def test_a_group_s_sum_is_added_with_one_rounding() -> None:
+    """Against exact fractions, on sums that lie beside ties of fp32, where two roundings go the wrong way."""
+    random = torch.Generator().manual_seed(3)
+    products = torch.randint(-(2**20), 2**20, (4000,), generator=random).double() * 2.0**-13
+    products *= 1 + torch.randint(0, 1024, (4000,), generator=random).double() / 1024
+    totals = (products.float() * 2.0 ** torch.randint(-30, 30, (4000,), generator=random)).double()
+    found = _added(products, totals)
+    for product, total, one in zip(products.tolist(), totals.tolist(), found.tolist(), strict=True):
+        exact = Fraction(product) + Fraction(total)
+        away = [torch.nextafter(torch.tensor(one), torch.tensor(way)).item() for way in (math.inf, -math.inf)]
+        assert all(abs(exact - Fraction(one)) <= abs(exact - Fraction(other)) for other in away)
+    edge = torch.tensor([2.0**-60], dtype=torch.float64)
+    tie = torch.tensor([1 + 2.0**-24], dtype=torch.float64)  # half way between two fp32: what is lost decides
+    assert _added(tie, edge).item() == 1 + 2.0**-23 and _added(tie, -edge).item() == 1.0
+    assert (tie + edge).float().item() == 1.0
+
+
+def test_what_it_cannot_do_it_says() -> None:
+    def refusal(name: str, posed: Problem) -> str | None:
+        return registry.tactic(posed.op, name).why_not(posed, CPU)
+
+    assert refusal("native_int4_int8", coded("int4", 1, 80, 16, 40, "int8")) == (
+        "it takes groups of 32, 64, 128 or multiples of 256, not of 40"
+    )
+    assert refusal("native_int8", EIGHT[0]) == "its activations stay wide, and these are int8"
+    assert refusal("native_int8_int8", CODED[0]) == "its activations are int8, and these are none"
+    assert refusal("native_int4", CODED[0]) == "it reads int4, and these weights are int8"
+    long = coded("int8", 1, 70000, 16, None, "int8")
+    assert "exact up to 66311 inputs" in str(refusal("native_int8_int8", long))
+    assert refusal("native_fp16", WIDE[11]) == "it widens fp16, and this weight is stored in bf16"
+    assert refusal("native", replace(WIDE[0], dtype="bf16")) == "the native core computes in fp32, not in bf16"
+
+
+@pytest.mark.parametrize("packing", ["panels", "quads"])
+@pytest.mark.parametrize("parts", [[(5, 3)], [(16, 4), (32, 4)], [(7, 10), (1, 10), (30, 10)], [(3, 1)]], ids=str)
+def test_what_is_packed_comes_back(packing: str, parts: list[tuple[int, int]]) -> None:
+    random, one = np.random.default_rng(1), PACKINGS[packing]
+    for dtype in (np.uint8,) if packing == "quads" else (np.uint8, np.uint16, np.float32):
+        given = [random.integers(1, 200, shape).astype(dtype) for shape in parts]
+        packed = one.pack(given)
+        assert packed.shape == one.shape(parts) and packed.flags.c_contiguous
+        back = one.unpack(packed, parts)
+        assert all(np.array_equal(a, b) for a, b in zip(given, back, strict=True))
+        assert np.sum(packed != 0) == sum(np.prod(shape) for shape in parts)  # and what fills it up is zero
