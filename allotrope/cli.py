@@ -28,6 +28,7 @@ VERBS = {
     "chat": "talk with an engine",
     "verify": "the verdict: is it still the same model, and if not, where",
     "summarize": "summaries by an engine and its original, in ROUGE",
+    "eval": "perplexity, the distance from the original, and code that runs",
     "bench": "how fast an engine serves a load, beside the machine's limit",
     "ablate": "what each part of an engine buys, in speed, memory and accuracy",
     "explain": "where the time goes, op by op, and what a change would do",

@@ -15,7 +15,7 @@ from allotrope.eval.articles import Article, Prompt, chat_prompt, least_room, pl
 from allotrope.eval.divergence import Divergence, first_divergences
 from allotrope.eval.paired import Paired, compare
 from allotrope.eval.sides import Sides
-from allotrope.eval.writing import Written, by_engine, by_original
+from allotrope.eval.writing import Written, by_engine, by_original, spelled
 from allotrope.runtime.bounds import show
 
 GATED = "rouge1"
@@ -146,11 +146,13 @@ def summarize(sides: Sides, asked: Asked, articles: Sequence[Article], scorer: A
     prompts = [write(sides.tokenizer, article.text, room) for article in articles]
     ids = [prompt.ids for prompt in prompts]
     with progress(2 * len(ids), "summarizing") as shown:
-        ours = by_engine(sides.opened, ids, asked.max_output, shown.advance)
-        theirs = by_original(
-            sides.original, ids, asked.max_output, sides.stops, batch=asked.batch_size, done=shown.advance
-        )
-    texts = tuple([sides.tokenizer.decode(text) for text in side.ids] for side in (ours, theirs))
+        limits = [asked.max_output] * len(ids)
+        ours = by_engine(sides.opened, ids, limits, shown.advance)
+        theirs = by_original(sides.original, ids, limits, sides.stops, batch=asked.batch_size, done=shown.advance)
+    texts = tuple(
+        [spelled(sides.tokenizer, asking, said) for asking, said in zip(ids, side.ids, strict=True)]
+        for side in (ours, theirs)
+    )
     references = [article.reference for article in articles]
     scores = tuple(rouge.score(scorer, references, side) for side in texts)
     pairs = {name: compare(scores[0][name], scores[1][name], seed=asked.seed) for name in rouge.MEASURES}

@@ -15,6 +15,7 @@ import torch
 from allotrope.errors import NumericalError
 from allotrope.runtime.opening import Opened
 from allotrope.runtime.sampling_params import SamplingParams
+from allotrope.tokenizers import Tokenizer
 from allotrope.verify.oracle import Oracle
 
 Ids = Sequence[int]
@@ -36,12 +37,12 @@ class Written:
 
 
 def by_engine(
-    opened: Opened, prompts: Sequence[Ids], limit: int, done: Done = lambda _: None, stop: Sequence[str] = ()
+    opened: Opened, prompts: Sequence[Ids], limits: Sequence[int], done: Done = lambda _: None, stop: Sequence[str] = ()
 ) -> Written:
-    """At most `limit` greedy tokens after each prompt; `done` hears how many texts have ended."""
-    params, loop = SamplingParams(max_tokens=limit, temperature=0.0, stop=tuple(stop)), opened.loop
-    began = time.perf_counter()
-    generations = [loop.prepare(None, ids, params, index=i) for i, ids in enumerate(prompts)]
+    """At most so many greedy tokens after each prompt; `done` hears how many texts have ended."""
+    loop, began = opened.loop, time.perf_counter()
+    params = [SamplingParams(max_tokens=limit, temperature=0.0, stop=tuple(stop)) for limit in limits]
+    generations = [loop.prepare(None, ids, own) for ids, own in zip(prompts, params, strict=True)]
     try:
         for generation in generations:
             loop.submit(generation)
@@ -66,7 +67,7 @@ def by_engine(
 def by_original(
     original: Oracle,
     prompts: Sequence[Ids],
-    limit: int,
+    limits: Sequence[int],
     stops: frozenset[int],
     *,
     batch: int,
@@ -83,21 +84,22 @@ def by_original(
     found: dict[int, tuple[int, ...]] = {}
     for start in range(0, len(order), step):
         some = order[start : start + step]
-        found |= zip(some, _together(original, [prompts[i] for i in some], limit, stops, enough), strict=True)
+        rows, most = [prompts[i] for i in some], [limits[i] for i in some]
+        found |= zip(some, _together(original, rows, most, stops, enough), strict=True)
         done(len(some))
     return Written(tuple(found[i] for i in range(len(prompts))), time.perf_counter() - began)
 
 
 @torch.no_grad()
 def _together(
-    original: Oracle, prompts: Sequence[Ids], limit: int, stops: frozenset[int], enough: Enough
+    original: Oracle, prompts: Sequence[Ids], limits: Sequence[int], stops: frozenset[int], enough: Enough
 ) -> list[tuple[int, ...]]:
     original.renew()
     ids, mask = (part.to(original.device) for part in left_padded(prompts))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     texts: list[list[int]] = [[] for _ in prompts]
     live, cache = set(range(len(prompts))), None
-    for _ in range(limit):
+    for _ in range(max(limits)):
         out = original.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
@@ -105,13 +107,19 @@ def _together(
         for row, token in enumerate(drawn.tolist()):
             if row in live:
                 texts[row].append(token)
-                if token in stops or enough(texts[row]):
+                if token in stops or len(texts[row]) == limits[row] or enough(texts[row]):
                     live.discard(row)
         if not live:
             break
         ids, positions = drawn[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     return [tuple(text) for text in texts]
+
+
+def spelled(tokenizer: Tokenizer, prompt: Ids, text: Ids) -> str:
+    """A text as it follows its prompt: with the space before its first word, where it has one."""
+    stream = tokenizer.stream(prompt)
+    return "".join(map(stream.push, text)) + stream.flush()
 
 
 def left_padded(rows: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ import re
 import resource
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,25 @@ def cut_network() -> bool:
     return unshare is not None and (not unshare(_NEWNET) or not unshare(_NEWUSER | _NEWNET))
 
 
-def lock_down(out: Path, limit: int) -> list[str]:
-    """Give up, for good, what converting does not need; returns what the kernel granted."""
+def lock_down(
+    out: Path,
+    limit: int,
+    *,
+    seconds: int = _SECONDS,
+    memory: int | None = None,
+    readable: Sequence[Path] = (Path("/"),),
+) -> list[str]:
+    """Give up, for good, what the work does not need; returns what the kernel granted.
+
+    What remains: writing files of `limit` bytes in `out`, reading in the folders `readable`, so many CPU seconds and
+    bytes of address space. Running what a model wrote (`allotrope/eval/code_worker.py`) is locked down by this, too.
+    """
     granted = ["limits"]
     for what, most in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, _SECONDS),
+        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, limit),
-        (resource.RLIMIT_AS, _HEADROOM + 2 * limit),
+        (resource.RLIMIT_AS, _HEADROOM + 2 * limit if memory is None else memory),
     ):
         _, hard = resource.getrlimit(what)
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -91,13 +103,13 @@ def lock_down(out: Path, limit: int) -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and not libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
         granted.append("no new privileges")
-        if _landlock(libc, out):
+        if _landlock(libc, out, readable):
             granted.append("landlock")
     return granted
 
 
-def _landlock(libc: ctypes.CDLL, out: Path) -> bool:
-    """Allow reading everywhere and writing in `out`, and with that nothing else: no program starts."""
+def _landlock(libc: ctypes.CDLL, out: Path, readable: Sequence[Path]) -> bool:
+    """Allow reading in `readable` and writing in `out`, and with that nothing else: no program starts."""
     abi = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if abi < 1:
         return False
@@ -107,7 +119,7 @@ def _landlock(libc: ctypes.CDLL, out: Path) -> bool:
     if ruleset < 0:
         return False
     writing = (_WRITE_FILE | _MAKE_REG | _TRUNCATE | _READ_FILE) & handled
-    for folder, rights in ((Path("/"), _READ_FILE | _READ_DIR), (out, writing)):
+    for folder, rights in (*((folder, _READ_FILE | _READ_DIR) for folder in readable), (out, writing)):
         fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
         rule = struct.pack("=Qi", rights, fd)
         failed = libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0)
