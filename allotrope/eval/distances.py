@@ -72,7 +72,7 @@ def figures(tokens: Tokens, seed: int) -> dict[str, Any]:
         "kl": {
             "mean": float(tokens.kl.mean()),
             "median": float(np.median(tokens.kl)),
-            "p99": float(np.quantile(tokens.kl, 0.99)),
+            "p99": _quantile(tokens.kl, 0.99),
             "max": float(tokens.kl.max()),
         },
         "same_top1": float(tokens.same.mean()),
@@ -93,6 +93,13 @@ def samples(tokens: Tokens) -> list[dict[str, float]]:
         {"tokens": int(size), **{name: float(values[i]) for name, values in columns.items()}}
         for i, size in enumerate(sizes)
     ]
+
+
+def _quantile(values: Floats, share: float) -> float:
+    """Linear between neighbours; of two infinite ones infinite."""
+    with np.errstate(invalid="ignore"):
+        found = float(np.quantile(values, share))
+    return float(values.max()) if math.isnan(found) else found
 
 
 def _blocks(count: int) -> tuple[Any, Any]:
