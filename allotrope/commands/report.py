@@ -12,7 +12,8 @@ from allotrope.errors import UsageError
 from allotrope.units import bytes_text
 
 if TYPE_CHECKING:
-    from allotrope.report.contents import Account
+    from allotrope.report.blocks import Plot
+    from allotrope.report.contents import Account, Comparison
 
 HELP = (
     "One offline HTML file from engines' folders and what verify, bench, summarize,\n"
@@ -31,23 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Read, lay out, write."""
-    from allotrope.report import contents, raw, sources
+    from allotrope.report import contents, pictures, raw, sources
     from allotrope.report.page import page
 
-    _check(args.out)
+    _check(args)
+    if args.markdown is not None:
+        pictures.check()
     subjects = sources.collect(args.engine)
     accounts = [contents.account(subject) for subject in subjects]
     made = time.strftime("%Y-%m-%d", time.gmtime())
-    text = page(accounts, contents.compare(accounts), raw.saved(subjects), made)
-    size = _write(args.out, text)
+    comparison = contents.compare(accounts)
+    size = _write(args.out, page(accounts, comparison, raw.saved(subjects), made))
+    beside = None if args.markdown is None else _write_markdown(args.markdown, accounts, comparison)
     for one in accounts:
         _print(one, out)
     out.line(f"{args.out}: {bytes_text(size)}, opens in any browser, without a network")
+    if beside is not None:
+        out.line(f"{beside}: the same as Markdown, its plots beside it")
     out.result(
         {
             "path": str(args.out),
             "bytes": size,
-            "markdown": None,
+            "markdown": None if beside is None else str(beside),
             "engines": [
                 {
                     "engine": str(one.subject.folder),
@@ -71,10 +77,12 @@ def _print(one: Account, out: Output) -> None:
         out.sentence(f"  {note}")
 
 
-def _check(path: Path) -> None:
-    """Say what is wrong with -o before anything is read."""
-    if path.is_dir():
-        raise UsageError("is a folder", where=str(path), remedy="name a file with -o")
+def _check(args: argparse.Namespace) -> None:
+    """Say what is wrong with the options before anything is read."""
+    if args.out.is_dir():
+        raise UsageError("is a folder", where=str(args.out), remedy="name a file with -o")
+    if args.markdown is not None and args.markdown.exists() and not args.markdown.is_dir():
+        raise UsageError("is no folder", where=str(args.markdown), remedy="name one with --markdown")
 
 
 def _write(path: Path, text: str) -> int:
@@ -87,3 +95,19 @@ def _write(path: Path, text: str) -> int:
             f"cannot be written: {error.strerror}", where=str(path), remedy="name another with -o"
         ) from error
     return len(content)
+
+
+def _write_markdown(folder: Path, accounts: list[Account], comparison: Comparison | None) -> Path:
+    """report.md and its plots; one engine's are named plainly, several engines' by number."""
+    from allotrope.report import markdown, pictures
+
+    def place(number: int, plot: Plot) -> str:
+        name = f"{number}-{plot.name}.png" if comparison is not None else f"{plot.name}.png"
+        pictures.draw(plot, folder / "plots" / name)
+        return f"plots/{name}"
+
+    with pictures.said_of(folder):
+        (folder / "plots").mkdir(parents=True, exist_ok=True)
+        path = folder / "report.md"
+        path.write_text(markdown.text(accounts, comparison, place), encoding="utf-8")
+    return path

@@ -32,3 +32,10 @@ def script_json(value: Any) -> str:
 def markdown(text: str) -> str:
     """The text in a line of Markdown, or in a cell of its tables."""
     return _MARKDOWN.sub(r"\\\1", html.escape(visible(text), quote=False)).replace("\n", " ")
+
+
+def fenced(text: str) -> str:
+    """The text as a block of code that no text in it can end."""
+    runs = [len(run) for run in re.findall(r"`+", text)]
+    fence = "`" * max(3, *(run + 1 for run in runs)) if runs else "```"
+    return f"{fence}text\n{visible(text)}\n{fence}"
