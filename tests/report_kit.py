@@ -315,7 +315,7 @@ def explain() -> dict[str, Any]:
         "kinds": {"attn.qkv": op(50, 12, 8, 0.5)},
         "gaps_ms": {"planning": 1.7, "returning": 8.7, "unaccounted": 0.4},
         "unaccounted_share": 0.001,
-        "ceilings": {"read_bytes_per_s": 3.06e10, "flops_per_s": 9.7e10},
+        "ceilings": {"read_bytes_per_s": 3.06e10, "step_read_bytes_per_s": 7.2e10, "flops_per_s": 9.7e10},
         "words": ["One answer of 32 tokens to 64 took 380 ms.", "Reading weights: 55 % of the time."],
         "predictions": [{"change": "int8 weights", "predicted_ms": 320.0, "measured_ms": 331.0, "error": 0.033}],
         "trace": None,

@@ -84,6 +84,7 @@ def test_all_of_a_bundled_models_time_is_accounted_for(built: Path, capsys: pyte
     )
     for one in figures["accounted"].values():
         assert one["floor_ms"] > 0 and one["share_of_limit"] == pytest.approx(one["floor_ms"] / one["ms"])
+        assert one["flops_per_s"] / figures["ceilings"]["flops_per_s"] <= one["share_of_limit"] * (1 + 1e-9)
         assert {tactic["phase"] for tactic in one["tactics"]} == {"context", "decode"}
     assert "nothing was timed" in figures["accounted"]["linear"]["tactics"][0]["why"]
     assert fits_kept("explain", built) == figures

@@ -33,6 +33,8 @@ class Phase:
     floor_s: Seconds | None  # None: no ceilings
     cold: Seconds  # bytes per call
     held: float  # cold bytes of all calls in one step
+    moved: Seconds  # bytes per call, wherever they lie
+    flops: Seconds
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,13 @@ def account(run: Run, plan: Plan, floors: Floors, known: bool, beside: bool) -> 
 
 def _phase(steps: Sequence[Stepped], plan: Plan, floors: Floors, known: bool, wall_s: float) -> Phase:
     calls = np.zeros(len(plan.calls))
-    least, cold, whole = calls.copy(), calls.copy(), 0.0
+    least, cold, moved, flops, whole = *(calls.copy() for _ in range(4)), 0.0
     for one in steps:
         prices = floors.prices(one.step)
         held = sum(price.cold for price in prices)
         cold += [price.cold for price in prices]
+        moved += [price.cold + price.warm for price in prices]
+        flops += [price.flops for price in prices]
         least += [floors.seconds(price, held) for price in prices] if known else 0.0
         if one.call_s is None:
             whole += one.busy_s
@@ -99,7 +103,7 @@ def _phase(steps: Sequence[Stepped], plan: Plan, floors: Floors, known: bool, wa
             calls += one.call_s
     tokens = sum(one.step.samples for one in steps)
     held = float(cold.sum()) / max(len(steps), 1)
-    return Phase(len(steps), tokens, wall_s, calls, whole, least if known else None, cold, held)
+    return Phase(len(steps), tokens, wall_s, calls, whole, least if known else None, cold, held, moved, flops)
 
 
 def _gaps(run: Run) -> dict[str, float]:

@@ -69,6 +69,7 @@ class Explained:
             | {"unaccounted": 1e3 * account.unaccounted_s},
             "unaccounted_share": account.unaccounted_s / total,
             "share_of_limit": None if account.floors_s is None else float(account.floors_s.sum()) / total,
+            "ceilings": self._roofs,
             "observer": self.observer_ms,
         }
 
@@ -109,10 +110,36 @@ class Explained:
             "floor_ms": None if floor is None else 1e3 * floor,
             "share": took / self.total_s,
             "share_of_limit": None if floor is None or not took else floor / took,
+            **self._intensity(members, took),
             "calls": len(members),
             "context_ms": 1e3 * float(account.context.call_s[members].sum()),
             "decode_ms": 1e3 * float(account.decode.call_s[members].sum()),
             "tactics": self._tactics(members.tolist()),
+        }
+
+    def _intensity(self, members: np.ndarray[Any, Any], took: float) -> dict[str, float | None]:
+        """Where the calls lie under the machine's roofs: arithmetic by the byte, and by the second."""
+        phases = (self.account.context, self.account.decode)
+        moved, flops = (
+            sum(float(counts[members].sum()) for counts in counted)
+            for counted in ([phase.moved for phase in phases], [phase.flops for phase in phases])
+        )
+        return {
+            "flops_per_byte": flops / moved if moved else None,
+            "flops_per_s": flops / took if took else None,
+        }
+
+    @property
+    def _roofs(self) -> dict[str, float] | None:
+        """What the machine can do at best: reading memory, reading what a step keeps in a cache, multiplying."""
+        known = self.ceilings
+        if known is None:
+            return None
+        rates = known.matmul_flops_per_s
+        return {
+            "read_bytes_per_s": known.read_bytes_per_s,
+            "step_read_bytes_per_s": known.read_rate(self.account.decode.held or self.account.context.held),
+            "flops_per_s": rates.get(self.manifest.plan.dtype) or max(rates.values()),
         }
 
     def _tactics(self, members: list[int]) -> list[dict[str, Any]]:
@@ -154,6 +181,8 @@ _EMPTY: Mapping[str, Any] = {
     "floor_ms": None,
     "share": 0.0,
     "share_of_limit": None,
+    "flops_per_byte": None,
+    "flops_per_s": None,
     "calls": 0,
     "context_ms": 0.0,
     "decode_ms": 0.0,

@@ -49,7 +49,8 @@ def _account(account: Account, level: int, place: Place) -> Iterable[str]:
     for card in found.cards:
         if card.alarm:
             yield _loud(markdown(card.alarm))
-        yield f"**{markdown(card.question)}** {markdown(card.answer)}. {' '.join(markdown(line) for line in card.lines)}"
+        lines = " ".join(markdown(line) for line in card.lines)
+        yield f"**{markdown(card.question)}** {markdown(card.answer)}. {lines}"
     yield _tiles(found.tiles)
     for section in account.sections:
         yield from _section(section, level + 1, place)

@@ -9,7 +9,7 @@ from allotrope.report.figures import flops, number
 from allotrope.report.plots.scale import Log, log
 from allotrope.report.svg import Drawing, fitted, text_width
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 92, 18, 40, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 92, 18, 54, 44
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,29 @@ class Spot:
     tip: str
 
 
-def draw(width: int, spots: Sequence[Spot], read_bytes_per_s: float, peak: float | None) -> Drawing:
-    """Dots under a slope (reading) and a level (multiplying)."""
-    drawing = Drawing(width, 360)
-    across = log([spot.intensity for spot in spots] + ([peak / read_bytes_per_s * 2] if peak else []), 0, 1)
-    across = Log(across.low, across.high, _LEFT, width - _RIGHT)
-    roofs = [read_bytes_per_s * across.low, peak or read_bytes_per_s * across.high]
-    up = log([*roofs, *(spot.achieved for spot in spots)], drawing.height - _BOTTOM, _TOP)
+@dataclass(frozen=True)
+class Roofs:
+    """What the machine was measured to do: bytes per second by what they are read from, and flops per second."""
+
+    slopes: Sequence[tuple[str, float]]
+    level: float | None
+
+
+def draw(width: int, spots: Sequence[Spot], roofs: Roofs) -> Drawing:
+    """Dots under slopes (reading) and a level (multiplying)."""
+    drawing = Drawing(width, 374)
+    slowest, fastest = (pick(rate for _, rate in roofs.slopes) for pick in (min, max))
+    ridge = [roofs.level / slowest * 2] if roofs.level else []
+    across = log([*(spot.intensity for spot in spots), *ridge], _LEFT, width - _RIGHT)
+    tops = [slowest * across.low, roofs.level or fastest * across.high]
+    up = log([*tops, *(spot.achieved for spot in spots)], drawing.height - _BOTTOM, _TOP)
     _axes(drawing, across, up)
-    _roof(drawing, across, up, read_bytes_per_s, peak)
-    for spot in sorted(spots, key=lambda spot: -spot.share):
+    _roofs(drawing, across, up, roofs)
+    largest = sorted(spots, key=lambda spot: -spot.share)
+    for spot in largest:
         radius = 4 + 9 * min(max(spot.share, 0.0), 1.0) ** 0.5
         drawing.dot(across(spot.intensity), up(spot.achieved), radius, "dot ours see-through", spot.tip)
-    for spot in sorted(spots, key=lambda spot: -spot.share)[:3]:
+    for spot in largest[:3]:
         x, y = across(spot.intensity), up(spot.achieved)
         name = fitted(spot.name, width * 0.3)
         right = x + 16 + text_width(name) < width - _RIGHT
@@ -54,12 +64,18 @@ def _axes(drawing: Drawing, across: Log, up: Log) -> None:
     drawing.label((drawing.width + _LEFT) / 2, bottom + 36, "flops per byte moved", "label quiet", "middle")
 
 
-def _roof(drawing: Drawing, across: Log, up: Log, read: float, peak: float | None) -> None:
-    ridge = min(peak / read, across.high) if peak else across.high
-    slope = [(across(x), up(read * x)) for x in (across.low, max(ridge, across.low))]
-    drawing.path(slope, "roof")
-    if peak and ridge < across.high:
-        drawing.path([(across(ridge), up(peak)), (across(across.high), up(peak))], "roof")
-    words = [f"slope: reading {number(read / 1e9)} GB/s"] + ([f"level: {flops(peak)}"] if peak else [])
-    for i, told in enumerate(words):
-        drawing.label(_LEFT, 12 + 15 * i, told, "label limited")
+def _roofs(drawing: Drawing, across: Log, up: Log, roofs: Roofs) -> None:
+    """Each slope up to the level, the level from the first ridge on, and what they are above the picture."""
+    words = []
+    for place, (name, rate) in enumerate(roofs.slopes):
+        ridge = min(roofs.level / rate, across.high) if roofs.level else across.high
+        if ridge > across.low:
+            path = [(across(x), up(rate * x)) for x in (across.low, ridge)]
+            drawing.path(path, "roof" if place == 0 else "roof dashed")
+        words.append(f"{'solid' if place == 0 else 'dashed'}: {name}, {number(rate / 1e9)} GB/s")
+    if roofs.level:
+        first = max(min(roofs.level / max(rate for _, rate in roofs.slopes), across.high), across.low)
+        drawing.path([(across(first), up(roofs.level)), (across(across.high), up(roofs.level))], "roof")
+        words.append(f"level: multiplying, {flops(roofs.level)}")
+    for place, told in enumerate(words):
+        drawing.label(drawing.width - _RIGHT, 12 + 15 * place, told, "label limited", "end")

@@ -30,7 +30,11 @@ def roofline(subject: Subject) -> Section:
             "The machine's ceilings are not known to this result; run allotrope doctor --measure, then explain again."
         )
         return Section("roofline", "Roofline", (Paragraph((told,)),))
-    peak = ceilings.number("flops_per_s")
+    cached = ceilings.number("step_read_bytes_per_s")
+    slopes = [("reading memory", read)] + (
+        [("the cache that holds a step", cached)] if cached and cached > read else []
+    )
+    under = roofs.Roofs(slopes, ceilings.number("flops_per_s"))
     spots, rows = [], []
     for name, one in found.need("accounted").pairs():
         intensity, achieved = one.number("flops_per_byte"), one.number("flops_per_s")
@@ -64,7 +68,7 @@ def roofline(subject: Subject) -> Section:
         "roofline",
         "How far from the machine's limits",
         says,
-        lambda width: roofs.draw(width, spots, read, peak),
+        lambda width: roofs.draw(width, spots, under),
         data,
         source(subject, found),
     )
