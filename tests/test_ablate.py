@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from allotrope.ablate import speed
+from allotrope.build import cache
 from allotrope.cli import main
 from allotrope.ops import kv_codes, registry
 from allotrope.ops.gated import via_torch
@@ -60,6 +61,8 @@ def test_the_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert rows["with weights=int8"]["kl"] > 1e-7 and rows["with kv=int8"]["kv_bytes"] < rows["all on"]["kv_bytes"]
     assert rows["with weights=bf16"]["weights_bytes"] < rows["all on"]["weights_bytes"]
     assert rows["without late-stop"]["engine"] == rows["all on"]["engine"]
+    ours, same = (next(Path(rows[name]["engine"]).glob("weights/*")) for name in ("only late-stop", "only attention"))
+    assert ours.samefile(same) and not ours.samefile(next(Path(rows["with weights=int8"]["engine"]).glob("weights/*")))
     assert all(rows[name]["same_tokens"] == 1 for name in ("all on, again", "without late-stop"))
     # what cannot be is a row with its reason, and the rest is kept
     assert "a cpu has none" in rows["without residual"]["reason"]
@@ -151,6 +154,10 @@ def test_interrupted(source: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert code == 130 and found["interrupted"] is True and found["rounds"] == 2
     assert by_name(found)["without qkv"]["latency_ms"] > 0
     fits("ablate", found)
+    monkeypatch.setattr(speed.Rounds, "_visit", visit)
+    monkeypatch.setattr(cache, "build", lambda *given, **more: pytest.fail("what was built is built again"))
+    code, found, _ = ablate(capsys, source, *QUICK, "--parts", "qkv")
+    assert code == 0 and found["interrupted"] is False and found["rounds"] == 3
 
 
 def test_a_cell_beyond_the_limit(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

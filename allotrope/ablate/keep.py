@@ -32,6 +32,7 @@ def shown(found: Findings, all_rows: Sequence[Row]) -> dict[str, Any]:
         "text": {"source": found.text, "positions": found.positions},
         "words": words.paragraph(all_rows),
         "interrupted": found.interrupted,
+        "seconds": found.seconds,
     }
 
 

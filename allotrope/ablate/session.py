@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from allotrope.ablate import parts as of_parts
 from allotrope.ablate import variants as of_variants
 from allotrope.ablate.quality import Original, Quality
 from allotrope.ablate.setting import Setting
+from allotrope.ablate.sharing import share
 from allotrope.ablate.speed import MOST, RAISED, Cell, Rounds, Runner
 from allotrope.ablate.variants import ALL, Variant
 from allotrope.artifact import manifest
@@ -66,6 +68,7 @@ class Findings:
     text: str = ""
     positions: int = 0
     interrupted: bool = False
+    seconds: float = 0.0
 
 
 class Ablation:
@@ -78,7 +81,7 @@ class Ablation:
 
     def run(self) -> Findings:
         """All of it, or as much as there was before Ctrl-C."""
-        found = self.found
+        found, began = self.found, time.perf_counter()
         whole = self._build(found.asked.whole)  # what cannot be built at all is an error, not a row
         found.variants = _variants(found.asked, whole.described)
         try:
@@ -87,6 +90,7 @@ class Ablation:
             self._measure_all()
         except KeyboardInterrupt:
             found.interrupted = True
+        found.seconds = time.perf_counter() - began
         return found
 
     def _build(self, setting: Setting) -> Made:
@@ -105,13 +109,20 @@ class Ablation:
             for variant in todo:
                 key = _of_build(variant.setting)
                 try:
-                    made = known[key] = known.get(key) or self._build(variant.setting)
+                    if key not in known:
+                        known[key] = self._build(variant.setting)
+                        share(known[key].folder, known[key].described, self._others(known[key]))
+                    made = known[key]
                 except RAISED as error:
                     self._fail(variant.name, _words(error))
                 else:
                     found.made[variant.name] = made
                     self._same(variant, made)
                 shown.advance()
+
+    def _others(self, made: Made) -> list[tuple[Path, Manifest]]:
+        """Engines that were made before."""
+        return [(one.folder, one.described) for one in self.found.made.values() if one.folder != made.folder]
 
     def _same(self, variant: Variant, made: Made) -> None:
         """Where taking a part out changes nothing, there is nothing to measure."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from allotrope.artifact import manifest
 from allotrope.bench.drive import drive
 from allotrope.bench.workload import Job, exactly
 from allotrope.build.memory import Peak
@@ -19,7 +20,7 @@ from allotrope.runtime.opening import Opened, open_folder
 from allotrope.runtime.options import RuntimeOptions
 from allotrope.runtime.weights import weight_bytes
 
-RAISED = (AllotropeError, MemoryError, RuntimeError)  # what a variant may fail with; torch's out of memory is the last
+RAISED = (AllotropeError, MemoryError, OSError, RuntimeError)  # what a variant may fail with; torch's is the last
 _SHARE = 0.4  # of the free memory that variants may hold while others are measured
 _LEAST = 5  # rounds: fewer cannot tell a small difference from noise
 MOST = 7  # where nobody says how many
@@ -101,7 +102,7 @@ class Rounds:
 
     def _first(self, runner: Runner) -> None:
         """Open it, warm it up, and see what memory that takes."""
-        peak = Peak()
+        peak = _peak(runner)
         try:
             opened = self._opened(runner)
             plan = opened.engine.manifest.plan
@@ -116,7 +117,7 @@ class Rounds:
         except RAISED as error:
             self._fail(runner, error)
             return
-        runner.peak_bytes = peak.bytes()
+        runner.peak_bytes = peak()
 
     def _visit(self, runner: Runner, number: int) -> None:
         try:
@@ -174,6 +175,17 @@ class Rounds:
             raise NumericalError(error)
         tokens = [one.request.tokens[one.request.prompt_len :] for one in whole.generations]
         return Sample(whole.seconds, prefill.seconds), tokens
+
+
+def _peak(runner: Runner) -> Callable[[], int]:
+    """What tells how much memory, of the device, was taken at the peak since now."""
+    if manifest.read(runner.folder).device["kind"] != "cuda":
+        return Peak().bytes
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return lambda: int(torch.cuda.max_memory_allocated()) - before
 
 
 def _size(opened: Opened) -> int:

@@ -17,7 +17,7 @@ SPEED = ("variant", "latency", "±", "prefill", "decode", "tokens/s", "gain")
 MEMORY = ("variant", "weights", "KV", "peak", "build", "build peak")
 QUALITY = ("variant", "KL", "it costs", "top-1", "perplexity", "verdict")
 GROUPS = {WHOLE: "", OFF: "– taken out –", ALONE: "– alone –", PLUS: "– added –", STEPS: ""}
-_LONGEST, _ADDS_UP = 26, 0.05  # characters of a name; how far, as a logarithm, gains may be from their product
+_LONGEST, _ADDS_UP = 30, 0.05  # characters of a name; how far, as a logarithm, gains may be from their product
 _LEGEND = """\
 ms, medians over {rounds} rounds; ±: half the distance between the quartiles.
 prefill: other prompts as long, of which one token is asked; decode: the rest.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from allotrope.commands import build as building
 from allotrope.commands import generation
-from allotrope.commands.output import Output
+from allotrope.commands.output import Output, time_text
 from allotrope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _print(found: Findings, all_rows: Sequence[Row], out: Output) -> None:
         out.sentence(words.interaction_line(one))
     out.line()
     out.sentence(words.paragraph(all_rows))
+    out.line(f"({'interrupted after' if found.interrupted else 'in'} {time_text(found.seconds)})")
 
 
 def _heading(text: str) -> list[tuple[str, ...]]:
