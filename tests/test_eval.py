@@ -31,6 +31,12 @@ MODELS = Path(__file__).parents[1] / "models"
 NAMES = ("docsum", "pycoder", "tinychat", "tinygal", "tinygal-draft", "tinygpt2")
 
 
+@pytest.fixture(scope="module")
+def llama(forge: Forge) -> Path:
+    """Built before anybody listens to what is printed."""
+    return forge.built("llama")
+
+
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
     code = main(["eval", *map(str, arguments), "--json"])
     captured = capsys.readouterr()
@@ -170,15 +176,16 @@ def test_how_steps_are_cut_changes_nothing_and_prompt_logprobs_agree(
     assert read["nll_per_token"] == pytest.approx(-np.mean(told), abs=1e-6)
 
 
-def test_a_damaged_engine_is_far_away(forge: Forge, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    healthy = forge.built("llama")
-    damaged = forge.planted(healthy, slots={"head.norm.weight": lambda values: values * 1.1})
+def test_a_damaged_engine_is_far_away(
+    forge: Forge, llama: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = forge.planted(llama, slots={"head.norm.weight": lambda values: values * 1.1})
     found = call(capsys, damaged, "--text", text)[1]
     assert found["kl"]["mean"] > 1e-4 and found["same_top1"] == 1.0, "a temperature, in effect"
     assert found["perplexity_ratio"] != pytest.approx(1, abs=1e-5)
     low, high = found["perplexity_ratio_interval"]
     assert low <= found["perplexity_ratio"] <= high
-    assert call(capsys, healthy, "--text", text)[1]["kl"]["mean"] < 1e-9
+    assert call(capsys, llama, "--text", text)[1]["kl"]["mean"] < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -205,18 +212,18 @@ def test_what_cannot_be_read_or_asked(
     content: bytes | None,
     options: tuple[str, ...],
     said: str,
-    forge: Forge,
+    llama: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "t.txt"
     if content is not None:
         path.write_bytes(content)
-    code, found, err = call(capsys, forge.built("llama"), "--text", path, *options)
+    code, found, err = call(capsys, llama, "--text", path, *options)
     assert code == 2 and not found and len(err.splitlines()) == 1 and said in err
 
 
-def test_nothing_to_evaluate(forge: Forge, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing to evaluate; give --text FILE, --code FILE or both" in call(capsys, forge.built("llama"))[2]
-    code, _, err = call(capsys, forge.built("llama"), "--stride", 4)
+def test_nothing_to_evaluate(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing to evaluate; give --text FILE, --code FILE or both" in call(capsys, llama)[2]
+    code, _, err = call(capsys, llama, "--stride", 4)
     assert code == 2 and "--stride goes with --text" in err

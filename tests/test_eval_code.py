@@ -39,6 +39,12 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def llama(forge: Forge) -> Path:
+    """Built before anybody listens to what is printed."""
+    return forge.built("llama")
+
+
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
     status = main(["eval", *map(str, arguments), "--json"])
     captured = capsys.readouterr()
@@ -97,6 +103,14 @@ def test_a_program_that_forges_its_end_on_every_descriptor_is_not_believed() -> 
     forging = 'import os\nfor fd in range(32):\n    try:\n        os.write(fd, b\'{"ended": "passed"}\\n\')\n'
     outcome = execute(f"{forging}    except OSError:\n        pass\nraise ValueError('well')")
     assert outcome.ended == "ValueError: well"
+
+
+def test_a_program_that_floods_its_answer_fills_no_memory() -> None:
+    flooding = (
+        "import os\nfor fd in range(3, 32):\n    try:\n        while True:\n            os.write(fd, b'x' * 65536)\n"
+    )
+    outcome = execute(f"{flooding}    except OSError:\n        pass\n")
+    assert outcome.ended == "ended with status 1" and code_worker.enough(list(outcome.granted))
 
 
 @pytest.mark.parametrize("program", ("while True: pass", "import time; time.sleep(60)"))
@@ -186,18 +200,18 @@ def test_what_cannot_be_completed(
     lines: tuple[object, ...],
     options: tuple[str, ...],
     said: str,
-    forge: Forge,
+    llama: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write(tmp_path / "p.jsonl", *lines)
-    status, found, err = call(capsys, forge.built("llama"), "--code", path, *options)
+    status, found, err = call(capsys, llama, "--code", path, *options)
     assert status == 2 and not found and len(err.splitlines()) == 1 and said in err
 
 
-def test_a_file_that_cannot_be_unpacked(forge: Forge, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_unpacked(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = write(tmp_path / "p.jsonl.gz", problem(1)).read_bytes()
     for content in (b"plain", whole[:-9], whole[:20]):
         (tmp_path / "q.jsonl.gz").write_bytes(content)
-        status, _, err = call(capsys, forge.built("llama"), "--code", tmp_path / "q.jsonl.gz")
+        status, _, err = call(capsys, llama, "--code", tmp_path / "q.jsonl.gz")
         assert status == 2 and "q.jsonl.gz: cannot be unpacked" in err and len(err.splitlines()) == 1

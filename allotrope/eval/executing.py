@@ -67,25 +67,33 @@ def execute(program: str, *, seconds: float = SECONDS) -> Outcome:
 
 
 def _run(job: bytes, folder: str, seconds: float) -> tuple[bytes, int, bool]:
-    """What the process wrote, how it ended, and whether it had to be ended."""
+    """What the process wrote, how it ended, and whether it had to be ended.
+
+    It writes to a file, which cannot outgrow the limit that it has set itself; a pipe could fill our memory.
+    """
     command = [sys.executable, "-I", "-B", code_worker.__file__]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={},
-        cwd=folder,
-        start_new_session=True,
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as answer,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd=folder,
+            start_new_session=True,
+        ) as process,
+    ):
+        late = False
         try:
-            output, _ = process.communicate(job, timeout=seconds + START_SECONDS)
-            return output, process.returncode, False
+            process.communicate(job, timeout=seconds + START_SECONDS)
         except subprocess.TimeoutExpired:
-            _end(process)
-            return process.communicate()[0], process.returncode, True
+            late = True
         finally:
             _end(process)
+            process.wait()
+        answer.seek(0)
+        return answer.read(FILE_BYTES), process.returncode, late
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -99,7 +107,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _lines(output: bytes) -> Sequence[dict[str, Any]]:
     """The JSON objects that were written, one a line; a program may have written anything."""
     found = []
-    for line in output[: 1 << 20].splitlines():
+    for line in output.splitlines():
         try:
             value = json.loads(line)
         except ValueError:
