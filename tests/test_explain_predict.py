@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from allotrope.artifact import manifest
 from allotrope.artifact.plan import Call, Plan
 from allotrope.artifact.problems import Load, problem
 from allotrope.build import build
@@ -19,7 +21,6 @@ from allotrope.explain import drive
 from allotrope.explain.changes import Change
 from allotrope.explain.drive import Asked
 from allotrope.explain.explanation import Explained
-from allotrope.explain.floors import weight_bytes
 from allotrope.explain.formats import formats
 from allotrope.explain.predict import predict
 from allotrope.explain.rehearse import Rehearsal
@@ -73,9 +74,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 
 def test_a_changed_plan_is_the_one_that_a_build_makes(found: Explained, tmp_path: Path) -> None:
-    """The problems that its calls pose are those of an engine built like that, and so are the bytes of its weights."""
-    from allotrope.artifact import manifest
-
+    """Calls, tactics, fusions and weights, without a weight being read."""
     for words, options in (
         ("int8", {"weights": "int8"}),
         ("int4,group-size=64,asymmetric=true", {"weights": "int4", "group_size": 64, "asymmetric": True, **NEAREST}),
@@ -83,33 +82,38 @@ def test_a_changed_plan_is_the_one_that_a_build_makes(found: Explained, tmp_path
         ("bf16,kv=int8", {"weights": "bf16", "kv": "int8"}),
     ):
         built = manifest.read(made(tmp_path / words, **options)).plan
-        changed = Change.parse(words).plan(found.manifest.plan)
-        assert formats(changed) == formats(built), words
-        assert posed(changed) == posed(built), words
-        read = {name for one in changed.calls for name in weights_of(one)}
-        own = sum(weight_bytes(changed, name) for name in read)
-        assert own == sum(weight_bytes(built, name) for name in built.weights), words
+        outline = Change.parse(words).outline(found.manifest, "cpu")
+        assert outline is not None
+        changed, timed = outline.chosen(detect("cpu"), 1)
+        assert (changed.calls, changed.weights, changed.cache) == (built.calls, built.weights, built.cache), words
+        assert formats(changed) == formats(built) and timed == 0
 
 
-def posed(plan: Plan) -> list[str]:
-    return [problem(plan, one, Load(3, 1, 9)).key() for one in plan.calls]
+def test_back_to_wide_and_to_another_dtype(found: Explained, tmp_path: Path) -> None:
+    narrow = manifest.read(made(tmp_path / "narrow", weights="int4", kv="int8", **NEAREST))
+    assert formats(narrow.plan)["weights"] == ["int4:32"]
+    outline = Change.parse("wide,kv=wide").outline(narrow, "cpu")
+    assert outline is not None and outline.options.method == "auto"
+    assert formats(outline.plan) == formats(found.manifest.plan)
+    outline = Change.parse("dtype=bf16").outline(found.manifest, "cpu")
+    assert outline is not None
+    wide = {"dtype": "bf16", "weights": ["bf16"], "activations": ["bf16"], "kv": "compute"}
+    assert formats(outline.plan) == wide
 
 
-def weights_of(one: Call) -> list[str]:
-    return [slot[2:] for slot in one.ins.values() if slot.startswith("w:")]
-
-
-def test_back_to_wide_is_the_plan_before(found: Explained) -> None:
-    plan = found.manifest.plan
-    there = Change.parse("int4").plan(plan)
-    assert formats(there)["weights"] == ["int4:32"]
-    assert posed(Change.parse("wide").plan(there)) == posed(plan)
-    assert formats(Change.parse("dtype=bf16").plan(plan)) == {
-        "dtype": "bf16",
-        "weights": ["bf16"],
-        "activations": ["bf16"],
-        "kv": "compute",
-    }
+def test_a_checkpoint_that_is_gone_or_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path(shutil.copytree(SOURCE, tmp_path / "source"))
+    build(str(source), tmp_path / "engine", device="cpu", tune="off", threads=1)
+    shutil.rmtree(source)
+    shutil.copytree(MODELS / "tinygpt2", source)
+    code, _, err = call(capsys, tmp_path / "engine", "--predict", "int8")
+    assert code == 2 and "that is another one by now; build the engine again" in err
+    shutil.rmtree(source)
+    code, _, err = call(capsys, tmp_path / "engine", "--predict", "int8")
+    assert code == 2 and "that cannot be opened" in err and "add --predict none" in err
+    code, out, _ = call(capsys, tmp_path / "engine")
+    assert code == 0 and "Nothing is predicted:" in out
+    assert call(capsys, tmp_path / "engine", "--predict", "batch=2")[0] == 0, "needs no checkpoint"
 
 
 def test_overhead_and_pace_are_found_again(found: Explained, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +143,9 @@ def test_overhead_and_pace_are_found_again(found: Explained, setting: Setting, m
     got = predict(found, Change.parse("int8"), setting, Rehearsal(setting.device))
     assert got.overhead_us == pytest.approx(7.0)
     assert got.pace == pytest.approx(1.5)
-    changed = Change.parse("int8").plan(plan)
+    outline = Change.parse("int8").outline(found.manifest, "cpu")
+    assert outline is not None
+    changed, _ = outline.chosen(detect("cpu"), 1)
     coded = [place for place, one in enumerate(changed.calls) if one.op == "linear_codes"]
     decode = found.account.decode
     then = sum(in_model(changed, False)[i] for i in coded)

@@ -63,7 +63,7 @@ LAYERS = {
         "runtime",
         "build",
     },
-    "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "quant", "runtime", "build", "bench"},
+    "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "models", "quant", "runtime", "build", "bench"},
     "report": {"errors", "units"},  # results are JSON to it
     "bench": {"errors", "settings", "hw", "ops", "artifact", "models", "runtime", "build", "verify"},
     "ablate": {

@@ -77,12 +77,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     before = None if args.against is None else score.read(args.against)
     folder = building.engine_folder(args, out, running=("max_len",))
     session.check(folder, asked)
-    changes = _changes(args, folder, asked)
+    changes = _changes(args, folder, asked, out)
     device = detect(_kind(folder) if args.device == "auto" else args.device)
     setting = session.Setting(_options(args, asked), device, _ceilings(device, out), args.seed, args.trace is not None)
     with out.progress(session.PAIRS, "running with clocks and without") as bar:
         found = session.explain(folder, asked, setting, bar.advance)
-    predicted = _predicted(found, changes, setting, out) if changes else []
+    predicted = _predicted(found, changes, setting, out, named=args.predict is not None) if changes else []
     figures = found.to_json() | {"predicted": predicted, "scored": None, "trace": None}
     figures["scored"] = _scored(args.against, before, folder, figures, found)
     figures["words"] = [*words.sentences(found), *(one["words"] for one in predicted)]
@@ -112,28 +112,36 @@ def _asked(args: argparse.Namespace) -> Asked:
     return Asked(args.batch, *numbers)
 
 
-def _changes(args: argparse.Namespace, folder: Path, asked: Asked) -> list[Change]:
+def _changes(args: argparse.Namespace, folder: Path, asked: Asked, out: Output) -> list[Change]:
     """The changes to predict: those asked for, or what would say most about this engine."""
     from allotrope.artifact import manifest
     from allotrope.explain.changes import Change, usual
 
-    plan = manifest.read(folder).plan
+    described = manifest.read(folder)
     if args.predict == ["none"]:
         return []
-    if args.predict is None:
-        return [Change.parse(words) for words in usual(plan, asked)]
-    changes = [Change.parse(words) for words in args.predict]
+    changes = [Change.parse(words) for words in args.predict or usual(described.plan)]
     for change in changes:  # what cannot be is said before anything runs
         change.asked(asked)
-        change.plan(plan)
+        try:
+            change.outline(described, str(described.device["kind"]))
+        except UsageError as error:
+            if args.predict is not None:
+                raise
+            out.sentence(f"Nothing is predicted: {error}")
+            return []
     return changes
 
 
-def _predicted(found: Explained, changes: list[Change], setting: Setting, out: Output) -> list[dict[str, Any]]:
-    """Each change's prediction. A step that is recorded whole gives none, unless one was asked for by name."""
+def _predicted(
+    found: Explained, changes: list[Change], setting: Setting, out: Output, *, named: bool
+) -> list[dict[str, Any]]:
+    """Each change's prediction. Steps that are recorded whole give none, and say so if one was asked for by name."""
     from allotrope.explain.predict import predict
     from allotrope.explain.rehearse import Rehearsal
 
+    if found.account.whole_s and not named:
+        return []
     rehearsal = Rehearsal(setting.device, setting.seed)
     predicted = []
     with out.progress(len(changes), "rehearsing changes") as bar:
