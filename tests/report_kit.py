@@ -317,7 +317,8 @@ def explain() -> dict[str, Any]:
         "unaccounted_share": 0.001,
         "ceilings": {"read_bytes_per_s": 3.06e10, "step_read_bytes_per_s": 7.2e10, "flops_per_s": 9.7e10},
         "words": ["One answer of 32 tokens to 64 took 380 ms.", "Reading weights: 55 % of the time."],
-        "predictions": [{"change": "int8 weights", "predicted_ms": 320.0, "measured_ms": 331.0, "error": 0.033}],
+        "predicted": [{"change": "int8 weights", "step_ms": 3.2}],
+        "scored": {"change": "fp16", "rows": {"step_ms": {"predicted": 320.0, "measured": 331.0, "error": -0.033}}},
         "trace": None,
         "samples": {"plain_s": [0.36], "timed": [{"seconds": 0.378, "steps": steps}]},
     }

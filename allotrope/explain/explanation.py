@@ -47,7 +47,8 @@ class Explained:
         pairs = list(zip((run.seconds for run in self.runs.timed), self.runs.plain, strict=True))
         with_, without = (1e3 * statistics.median(one) for one in zip(*pairs, strict=True))
         cost = statistics.median(clocked / plain - 1 for clocked, plain in pairs)
-        return {"timed_ms": with_, "untimed_ms": without, "cost": cost}
+        costs = sorted(clocked / plain - 1 for clocked, plain in pairs)
+        return {"timed_ms": with_, "untimed_ms": without, "cost": cost, "least": costs[0], "most": costs[-1]}
 
     def to_json(self) -> dict[str, Any]:
         """The figures; words and predictions come from elsewhere."""

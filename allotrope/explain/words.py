@@ -121,10 +121,13 @@ def _host(found: Explained) -> Iterator[str]:
 
 
 def _clocks(found: Explained) -> str:
-    cost, runs = found.observer_ms["cost"], len(found.runs.timed)
-    if cost < 0.005:
-        return f"The clocks cost less than can be told in {runs} pairs of runs."
-    return f"The clocks themselves cost {cost:.1%}, by {runs} pairs of runs with them and without."
+    cost, runs = found.observer_ms, len(found.runs.timed)
+    spread = f"{runs} pairs of runs gave {cost['least']:+.1%} to {cost['most']:+.1%}"
+    if cost["least"] < 0 < cost["most"]:
+        return (
+            f"What the clocks themselves cost cannot be told from noise: {spread}, {cost['cost']:+.1%} in the middle."
+        )
+    return f"The clocks themselves cost {cost['cost']:.1%}: {spread}."
 
 
 def _rest(found: Explained) -> int:

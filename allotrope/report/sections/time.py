@@ -16,6 +16,7 @@ from allotrope.report.value import Value
 _KINDS = ("accounted", "kinds")
 _STEPS = 40  # of a timeline; more would be a bar code
 _ROWS = 60
+_SCORED = {"total_ms": "in all", "t_ctx_ms": "first token", "t_gen_ms": "the rest", "step_ms": "a decoding step"}
 
 
 def roofline(subject: Subject) -> Section:
@@ -157,16 +158,22 @@ def _whys(found: Value, came: Source) -> list[Block]:
 def _predictions(found: Value, came: Source) -> list[Block]:
     """What was predicted for a change, and what the change then did."""
     rows = []
-    for one in found.each("predictions"):
-        predicted, measured, error = (one.number(key) for key in ("predicted_ms", "measured_ms", "error"))
+    scored = found.at("scored")
+    told = scored.at("rows") if scored is not None else None
+    for name, one in told.pairs() if told is not None and scored is not None else ():
+        predicted, measured, error = (one.number(key) for key in ("predicted", "measured", "error"))
         rows.append(
             (
-                text(one.words("change")),
+                text(f"{scored.words('change')}: {_SCORED.get(name, name)}"),
                 cell(figures.ms(predicted), predicted),
-                cell(figures.ms(measured) if measured is not None else "not tried", measured),
+                cell(figures.ms(measured), measured),
                 cell(figures.percent(error), error),
             )
         )
+    for one in found.each("predicted"):
+        predicted = one.number("step_ms")
+        what = f"{one.words('change')}: {_SCORED['step_ms']}"
+        rows.append((text(what), cell(figures.ms(predicted), predicted), text("not tried yet"), text(None)))
     if not rows:
         return []
     head = columns("change", "predicted", "measured", "off by")
