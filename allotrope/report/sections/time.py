@@ -159,17 +159,17 @@ def _predictions(found: Value, came: Source) -> list[Block]:
     """What was predicted for a change, and what the change then did."""
     rows = []
     scored = found.at("scored")
-    told = scored.at("rows") if scored is not None else None
-    for name, one in told.pairs() if told is not None and scored is not None else ():
-        predicted, measured, error = (one.number(key) for key in ("predicted", "measured", "error"))
-        rows.append(
-            (
-                text(f"{scored.words('change')}: {_SCORED.get(name, name)}"),
-                cell(figures.ms(predicted), predicted),
-                cell(figures.ms(measured), measured),
-                cell(figures.percent(error), error),
+    if scored is not None:
+        for name, one in scored.need("rows").pairs():
+            predicted, measured, error = (one.number(key) for key in ("predicted", "measured", "error"))
+            rows.append(
+                (
+                    text(f"{scored.words('change')}: {_SCORED.get(name, name)}"),
+                    cell(figures.ms(predicted), predicted),
+                    cell(figures.ms(measured), measured),
+                    cell(figures.percent(error), error),
+                )
             )
-        )
     for one in found.each("predicted"):
         predicted = one.number("step_ms")
         what = f"{one.words('change')}: {_SCORED['step_ms']}"
