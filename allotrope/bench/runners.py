@@ -52,6 +52,7 @@ class Runner:
             raise
         self.facts |= {key: opened[key] for key in ("versions", "import_s", "load_s", "first_token_s")}
         self.facts |= {"format": opened["actual"], "loaded_memory_bytes": opened["memory"]["peak"]}
+        self.facts |= opened["facts"]
         self.worker, self.reason = worker, None
 
     def try_open(self, asked: Mapping[str, Any]) -> None:

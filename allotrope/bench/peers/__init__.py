@@ -10,5 +10,5 @@ asked to do something, since an environment of theirs holds neither. A script ha
 
 and a Model `generate(prompts, count, beams)`, which returns exactly `count` greedy tokens for each prompt whatever the
 model says, and `actual`, the weights' and activations' formats as the peer itself has them, for which what was asked
-for need not be the truth.
+for need not be the truth. It may have `facts` to be shown beside its figures, and `device_peak`, a GPU's memory.
 """

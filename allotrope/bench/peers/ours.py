@@ -23,12 +23,15 @@ def open_model(folder: str, asked: dict[str, Any]) -> _Model:
 
 class _Model:
     def __init__(self, folder: str, asked: dict[str, Any]) -> None:
+        from allotrope.runtime.buffers import page_bytes
         from allotrope.runtime.opening import open_folder
         from allotrope.runtime.options import RuntimeOptions
 
         self._opened = open_folder(Path(folder), RuntimeOptions(**{"prefix_cache": False, **asked["running"]}))
         self._device = self._opened.engine.manifest.device["kind"]
         self.actual = asked["form"]
+        plan, page_size = self._opened.engine.manifest.plan, self._opened.loop.scheduler.page_size
+        self.facts = {"kv_pool_bytes": self._opened.executor.pages * page_bytes(plan, page_size)}
 
     def generate(self, prompts: list[list[int]], count: int, beams: int) -> list[list[int]]:
         return [list(output.token_ids) for output in self._outputs(prompts, max_tokens=count, beams=beams)]

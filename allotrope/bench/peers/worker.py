@@ -77,6 +77,7 @@ class _Worker:
             "first_token_s": first - imported,
             "actual": self._model.actual,
             "memory": _memory(),
+            "facts": getattr(self._model, "facts", {}),
         }
 
     def do_run(

@@ -1,0 +1,174 @@
+"""The engine beside every peer on a CPU, shape by shape and precision by precision: `python bench/cpu_table.py`.
+
+Each line of the table is one `allotrope bench --against …`: three cells (decode and prefill of one prompt, decode of
+eight), everybody in turns. Finished lines go to `bench/results/cpu-table.jsonl` with environment and every sample and
+are not measured again (`--again`); one that was stopped goes on where it was. `--prepare` only builds the engines and
+converts the checkpoints, so that the measuring can be alone on the machine; `--show` prints what there is. Below the
+figures stands what they are to be: the bounds of the project's goals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from allotrope.commands.output import Output
+
+RESULTS = Path(__file__).parent / "results" / "cpu-table.jsonl"
+SHAPES = ("llama-15m", "galactica-125m", "gpt2-350m", "decicoder-1b")
+PRECISIONS = ("8", "4", "16", "fp32")
+PEERS = "llama.cpp,ctranslate2,openvino,onnxruntime,hf"
+OWN = {"galactica-125m": "fp16", "gpt2-350m": "fp16", "decicoder-1b": "bf16", "llama-15m": "bf16"}  # of 16 bits
+UNTIED = {"decicoder-1b"}  # whose head has a weight of its own; the others' is the embedding's, which stays wide
+BUILD = {
+    "fp32": (),
+    "16": ("--weights", "{own}"),
+    "8": ("--weights", "int8", "--activations", "int8", "--method", "nearest"),
+    "4": ("--weights", "int4", "--method", "nearest"),
+}
+HEAD = {"16": "{own}", "8": "int8", "4": "int8"}
+DECODE, PREFILL, MANY = (1, 64, 64), (1, 512, 1), (8, 64, 32)
+CELLS = tuple(f"{batch}:{into},{out}" for batch, into, out in (DECODE, PREFILL, MANY))
+
+
+def main() -> None:
+    """Measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="%(default)s")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="%(default)s")
+    parser.add_argument("--against", default=PEERS, help="%(default)s; hf-compiled compiles for minutes")
+    parser.add_argument("--peers", type=Path, help="where their environments are")
+    parser.add_argument(
+        "--work", type=Path, default=Path("cpu-table"), help="where runs keep their samples (%(default)s)"
+    )
+    parser.add_argument("--cache-dir", type=Path, help="where engines and conversions are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, help="turns per cell (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of the CPU (all)")
+    parser.add_argument("--build", default="", help="more options of building, in one word")
+    parser.add_argument("--prepare", action="store_true", help="build and convert, measure nothing")
+    parser.add_argument("--again", action="store_true", help="measure finished lines anew")
+    parser.add_argument("--show", action="store_true", help="print the table only")
+    args = parser.parse_args()
+    failed = False
+    for shape in () if args.show else args.shapes.split(","):
+        for precision in args.precisions.split(","):
+            if args.prepare or args.again or (shape, precision) not in finished(args.results):
+                failed |= not measure(args, shape, precision)
+    table(list(finished(args.results).values()), Output())
+    sys.exit(failed)
+
+
+def finished(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The last line of each shape and precision."""
+    if not path.is_file():
+        return {}
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
+    return {(line["shape"], line["precision"]): line for line in lines}
+
+
+def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
+    """One shape in one precision through the command line; whether that went well."""
+    kept = args.work / f"{shape}-{precision}"
+    head = ("--keep", f"head={HEAD[precision]}") if shape in UNTIED and precision in HEAD else ()
+    options = [word.format(own=OWN.get(shape, "bf16")) for word in (*BUILD[precision], *head)] + args.build.split()
+    command = [sys.executable, "-m", "allotrope", "bench", f"random:{shape}", *options, "--cell", *CELLS]
+    command += ["--against", args.against, "--peer-format", precision, "--repeat", str(args.repeat), "-o", str(kept)]
+    for name in ("peers", "cache_dir", "threads"):
+        if (value := getattr(args, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--prepare"] if args.prepare else ["--resume"]
+    sys.stdout.write(f"── {shape}, {precision}\n")
+    sys.stdout.flush()
+    began = time.monotonic()
+    code = subprocess.run(command, check=False).returncode
+    sys.stdout.write(f"{shape}, {precision}: {time.monotonic() - began:.0f} s\n")
+    if code or args.prepare:
+        return code == 0
+    found = json.loads((kept / "bench.json").read_text(encoding="utf-8"))
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    with args.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"shape": shape, "precision": precision, **found}) + "\n")
+    return True
+
+
+def table(lines: list[dict[str, Any]], out: Output) -> None:
+    """Every bound beside what was measured."""
+    rows = [row for line in lines for row in bounds(line)]
+    if not rows:
+        out.line("nothing has been measured")
+        return
+    out.table(("shape", "bits", "what", "ours", "best peer", "", "×", "limit", "must", ""), rows)
+    out.line(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} bounds hold")
+    busy = [line for line in lines if any(cell["foreign"] > 0.15 for cell in line["cells"])]
+    for line in busy:
+        out.sentence(f"{line['shape']}, {line['precision']}: the machine was not idle while this was measured")
+
+
+def bounds(line: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What is asked of one shape in one precision."""
+    cells = {(cell["batch"], cell["input"], cell["output"]): cell for cell in line["cells"]}
+    precision, quantised = line["precision"], line["precision"] in ("8", "4")
+    least = {"8": 1.15, "4": 1.3, "16": 1.15, "fp32": 0.97}[precision]
+    limit = 0.88 if precision in ("8", "16") else None
+    yield compared(line, cells[DECODE], "decode", least, limit)
+    yield compared(line, cells[PREFILL], "prefill", 1.0 if quantised else None, None)
+    yield compared(line, cells[MANY], "decode", 1.1 if quantised else None, None, "decode of 8")
+    head = (line["shape"], precision)
+    if precision == "8":
+        first = line["engine"]["first_token_s"]
+        yield *head, "first token", f"{first:.2f} s", "", "", "", "", "0.3 s", _holds(first <= 0.3)
+    peak = max(cell["peak_memory_bytes"] for cell in line["cells"])
+    room = 1.15 * line["engine"]["bytes"] + line["engine"].get("kv_pool_bytes", 0) + 120e6
+    lean, name = leanest(line)
+    holds = _holds(peak <= room and (lean is None or peak < lean))
+    least_text = "" if lean is None else f"{lean / 1e6:.0f}"
+    yield *head, "memory, MB", f"{peak / 1e6:.0f}", name, least_text, "", "", f"{room / 1e6:.0f}", holds
+
+
+def compared(
+    line: dict[str, Any], cell: dict[str, Any], rate: str, least: float | None, limit: float | None, what: str = ""
+) -> tuple[str, ...]:
+    """A rate beside the best peer's; where the limit's share is enough, that is enough."""
+    key, best, share = f"{rate}_tokens_per_s", cell["best"][rate], cell["shares"][rate]
+    ratio, ours = best["ratio"], cell[key]
+    theirs = None if best["peer"] is None else cell["peers"][best["peer"]][key]
+    good = least is None or (ratio is not None and ratio >= least) or (limit is not None and (share or 0) >= limit)
+    wanted = "" if least is None else f"{least:.2f}" + ("" if limit is None else f" or {limit:.0%}")
+    return (
+        line["shape"],
+        line["precision"],
+        what or rate,
+        f"{ours:.4g}",
+        best["peer"] or "none",
+        "" if theirs is None else f"{theirs:.4g}",
+        "" if ratio is None else f"{ratio:.2f}",
+        "" if share is None else f"{share:.0%}",
+        wanted,
+        "" if least is None else _holds(good),
+    )
+
+
+def leanest(line: dict[str, Any]) -> tuple[float | None, str]:
+    """The peer with the least memory over all cells, among those that ran them all."""
+    peaks = {}
+    for name in line["peers"]:
+        seen = [cell["peers"][name]["peak_memory_bytes"] for cell in line["cells"]]
+        if None not in seen:
+            peaks[name] = max(seen)
+    name = min(peaks, key=peaks.__getitem__, default="")
+    return peaks.get(name), name
+
+
+def _holds(good: bool) -> str:
+    return "yes" if good else "NO"
+
+
+if __name__ == "__main__":
+    main()
