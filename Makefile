@@ -9,7 +9,7 @@ PROMPT ?= def mean(values):
 # Two worker processes of one thread each: the suite is many small tests.
 PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: setup native sanitize demo test test-slow test-gpu check bench clean
+.PHONY: setup native sanitize demo test test-slow test-gpu check bench peers clean
 
 setup: $(READY) ## the environment, pinned
 
@@ -51,6 +51,9 @@ check: setup ## before each commit
 
 bench: setup ## loading, first token and decode speed of a real shape, beside the machine's limit
 	$(BIN)/python bench/step.py
+
+peers: setup ## the environments of the runtimes that `bench --against` compares with, pinned; one alone: PEERS=llama.cpp
+	$(BIN)/python -m allotrope.bench.install $(PEERS)
 
 clean: ## everything that these targets made
 	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -140,7 +140,17 @@ class Comparison:
         }
         vocab = self.engine.manifest.plan.vocab
         turns = Turns(
-            Asked(cells, asked.repeat, asked.warmup, asked.beams, asked.seed, vocab, opening, patient=bool(self.peers)),
+            Asked(
+                cells,
+                asked.repeat,
+                asked.warmup,
+                asked.beams,
+                asked.seed,
+                vocab,
+                self.precision,
+                opening,
+                patient=bool(self.peers),
+            ),
             self.journal,
             self._said,
             done,

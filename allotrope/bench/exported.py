@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from allotrope.models.model import Model
 
-_SCHEME = 1  # change it when the same checkpoint is written in another way
+_SCHEME = 2  # change it when the same checkpoint is written in another way
 _SHARD = 2 << 30  # bytes
 _DONE = "complete.json"
 
@@ -87,8 +87,7 @@ def _write_config(model: Model, folder: Path) -> None:
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
-        scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
-        config.setdefault("rope_scaling", scaled if scaled.get("rope_type", "default") != "default" else None)
+        config.setdefault("rope_scaling", rope if rope.get("rope_type", "default") != "default" else None)
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

@@ -35,6 +35,7 @@ class Asked:
     beams: int
     seed: int
     vocab: int
+    precision: str  # bits of the peers' weights
     opening: Mapping[str, Any]  # what workers are opened with
     patient: bool = True  # whether a disturbed go is repeated
 
@@ -122,6 +123,7 @@ class Turns:
 
     def _judge(self, ours: Runner, runner: Runner, cell: Cell) -> None:
         """Compare the first turn's answers; whoever has left has nothing more to say."""
+        asked = self._asked
         own, other = (self._journal.answer(cell, one.name) for one in (ours, runner))
         worker = ours.worker
         if own is None or other is None or worker is None:
@@ -132,8 +134,8 @@ class Turns:
             found: list[dict[str, float]] = worker.ask("scores", prompts=texts)["scores"]
             return found
 
-        found = agreement(prompts, own[:_JUDGED], other[:_JUDGED], score)
-        if self._asked.beams > 1:  # the engine's next token says nothing about a search's best text
+        found = agreement(prompts, own[:_JUDGED], other[:_JUDGED], score, asked.precision)
+        if asked.beams > 1:  # the engine's next token says nothing about a search's best text
             found["different"] = False
         self.agreements[cell, runner.name] = found
 

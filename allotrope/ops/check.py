@@ -31,6 +31,9 @@ FACTOR = 2.0  # how much worse than the plain version a tactic may be
 # mistake, eight: vectorised exp, erf and tanh are right only to an ulp or two, and sums in another order err anew.
 _TINY = {"fp32": 8 * 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 8 * 2.0**-52}
 _SUMS = 1e-9  # sums of 2²⁴ squares in fp64 differ by less, whatever their order
+# Nats by which an engine may prefer its own token where another runtime's greedy text parts from its: what computing in
+# another order, rounding in another place or another way onto as many bits can do to logits, by the bits of a weight.
+PARTING = {"fp32": 0.1, "16": 0.3, "8": 1.0, "4": 3.0}
 ROW_COUNTS = (1, 8, 64, 512)
 _PROBES = 4
 
