@@ -1,0 +1,188 @@
+"""What peers are compared in and by: formats, words, conversions, memory; the real ones where they are installed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from allotrope import settings
+from allotrope.artifact.engine import open_engine
+from allotrope.bench import catalogue, exported, floor, runners, tables
+from allotrope.bench.agreement import agreement, words
+from allotrope.bench.catalogue import PEERS
+from allotrope.bench.grid import Cell
+from allotrope.bench.precision import formats, precision
+from allotrope.bench.runners import Runner
+from allotrope.cli import main
+from allotrope.hw.peaks import Ceilings
+from allotrope.models.model import open_model
+from tests.tiny import tiny
+from tests.verifying import Forge
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def likeliest(*known: dict[str, float]) -> object:
+    """What an engine thinks of each place where texts part."""
+
+    def score(texts: list[list[int]]) -> list[dict[str, float]]:
+        assert len(texts) == len(known)
+        return list(known)
+
+    return score
+
+
+def test_where_texts_part_the_margin_decides() -> None:
+    prompts, ours = [[1, 2], [3, 4], [5, 6]], [[7, 8, 9], [7, 8, 9], [7, 8, 9]]
+    same = agreement(prompts, ours, ours, likeliest(), "fp32")  # type: ignore[arg-type]
+    assert same["equal"] == 3 and not same["different"] and words(same) == "all 3 tokens equal"
+    parting = likeliest({"8": -1.0, "4": -1.5})
+    for bits, different in (("fp32", True), ("8", False)):
+        found = agreement(prompts, ours, [[7, 4, 4], *ours[1:]], parting, bits)  # type: ignore[arg-type]
+        assert found["first_divergence"] == 1 and found["margin_nats"] == pytest.approx(0.5)
+        assert found["different"] == different, bits
+    unlikely = likeliest({"7": 0.0}, {"7": 0.0}, {"7": 0.0})
+    for wrong, different in ((1, False), (3, True)):
+        theirs = [[99, 8, 9] if i < wrong else ours[i] for i in range(3)]
+        score = unlikely if wrong == 3 else likeliest({"7": 0.0})
+        found = agreement(prompts, ours, theirs, score, "4")  # type: ignore[arg-type]
+        assert found["unlikely"] == wrong and found["different"] == different
+
+
+@pytest.mark.parametrize(
+    ("peer", "bits", "wide", "device", "forms"),
+    [
+        ("llama.cpp", "16", "fp16", "cpu", ("f16", "bf16")),
+        ("llama.cpp", "16", "bf16", "cpu", ("bf16",)),
+        ("llama.cpp", "8", "fp16", "cpu", ("q8_0",)),
+        ("hf", "16", "fp16", "cpu", ("bf16",)),
+        ("hf", "16", "fp16", "cuda", ("fp16",)),
+        ("vllm", "16", "bf16", "cuda", ("bf16",)),
+    ],
+)
+def test_like_is_compared_with_like(peer: str, bits: str, wide: str, device: str, forms: tuple[str, ...]) -> None:
+    assert PEERS[peer].forms_for(bits, wide, device) == forms
+
+
+@pytest.mark.parametrize(
+    ("peer", "bits", "kind", "beams", "reason"),
+    [
+        ("llama.cpp", "8", "opt", 1, "no architecture that computes what a opt model does"),
+        ("ctranslate2", "4", "llama", 1, "no weights of 4 bits on a CPU"),
+        ("onnxruntime", "16", "llama", 1, "no weights of 16 bits for a CPU"),
+        ("hf", "8", "gpt2", 1, "this model's layers are another class"),
+        ("llama.cpp", "8", "llama", 4, "no beam search"),
+        ("vllm", "16", "llama", 1, "it runs on cuda"),
+        ("llama.cpp", "8", "llama", 1, None),
+    ],
+)
+def test_a_peer_says_why_it_stays_away(peer: str, bits: str, kind: str, beams: int, reason: str | None) -> None:
+    said = PEERS[peer].why_not(bits, "cpu", kind, beams)
+    assert (said is None) if reason is None else (said is not None and reason in said)
+
+
+def test_environments_are_pinned() -> None:
+    for peer in PEERS.values():
+        lines = [line for line in peer.requirements.read_text().splitlines() if line and not line.startswith("#")]
+        assert any(peer.package.replace("_genai", "").replace("_cpp", "") in line for line in lines), peer.name
+        assert all(re.match(r"[\w.\-\[\]]+(==[\w.]+( --config-settings=.+)?)?$", line) for line in lines), peer.name
+        assert (catalogue.SCRIPTS / f"{peer.script}.py").is_file()
+
+
+def test_what_an_engine_is_in(forge: Forge) -> None:
+    plan = open_engine(forge.built("llama")).manifest.plan
+    assert formats(plan) == {"weights": "fp32", "activations": "fp32"}
+    assert [precision(form) for form in ("fp32", "bf16", "fp16", "int8", "fp8", "int4")] == [
+        "fp32",
+        "16",
+        "16",
+        "8",
+        "8",
+        "4",
+    ]
+    found = floor.floors(plan, Cell(2, 8, 3), Ceilings(1e9, {"fp32": 1e12}, {}, 1, "now"))
+    weights = sum(facts.bytes for facts in open_engine(forge.built("llama")).manifest.files.values())
+    assert 0.5 * weights < found.decode.bytes / 2 < 1.2 * weights, "two steps read the weights twice"
+    assert found.prefill.seconds == pytest.approx(found.prefill.bytes / 1e9)
+    cached = Ceilings(1e9, {"fp32": 1e12}, {}, 1, "now", {"1000": 8e9, "1000000000": 8e9})
+    assert floor.floors(plan, Cell(2, 8, 3), cached).decode.seconds == pytest.approx(found.decode.bytes / 8e9)
+
+
+def test_what_does_not_fit_together_comes_in_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runners, "_BESIDE", 0)
+    monkeypatch.setattr(runners, "available_memory", lambda: 1000)
+    (tmp_path / "model").write_bytes(bytes(300))
+
+    def runner(name: str, reason: str | None = None) -> Runner:
+        return Runner(name, "x", "fp32", folder=tmp_path, peer=PEERS["llama.cpp"], reason=reason)
+
+    peers = [runner("a"), runner("b", "absent"), runner("c"), runner("d")]
+    found = runners.groups(Runner("ours", "ours", None, folder=tmp_path), peers)
+    assert [[one.name for one in group] for group in found] == [["a"], ["c"], ["d"]]
+    monkeypatch.setattr(runners, "available_memory", lambda: 10**6)
+    assert len(runners.groups(Runner("ours", "ours", None, folder=tmp_path), peers)) == 1
+
+
+@pytest.mark.parametrize("kind", ["decicoder", "gpt2", "galactica"])
+def test_what_peers_read_is_the_same_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the names of the class that computes the same, in shards, with a word per row of the embedding."""
+    import torch
+    import transformers
+
+    from allotrope.hw.detect import detect
+    from allotrope.verify.oracle import LOGITS
+    from allotrope.verify.original import oracle
+
+    monkeypatch.setattr(exported, "_SHARD", 30_000)
+    model = open_model(str(tiny(kind, tmp_path / kind, seed=3)))
+    folder = exported.exported(model)
+    assert exported.exported(model) == folder and len(list(folder.glob("*.safetensors"))) > 1
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = [5, 9, 70, 33, 8]
+    truth = oracle(model, "fp32", detect("cpu")).walk([prompt], {})[LOGITS]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(torch.tensor([prompt])).logits[0], truth)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == model.recipe.vocab
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == {"decicoder": "llama", "galactica": "opt"}.get(kind, kind)
+
+
+def test_notes_name_everybody() -> None:
+    absent = {"reason_absent": "not installed; run: x", "latency_ms": None, "foreign": None}
+    cell = {"batch": 1, "input": 2, "output": 3, "best_peer": None, "foreign": 0.9, "peers": {"vllm": absent}}
+    said = " ".join(tables.notes({"cells": [cell], "peers": {"vllm": {}}}))
+    assert "vllm is absent: not installed; run: x" in said and "the machine was not idle" in said
+
+
+def installed() -> Sequence[str]:
+    return [name for name, peer in PEERS.items() if peer.own and (settings.peers_dir() / peer.environment).is_dir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "qwen3"])
+def test_every_installed_peer_says_the_same(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make peers` first, or ALLOTROPE_PEERS."""
+    if not installed():
+        pytest.skip("no peer is installed (make peers)")
+    config = {
+        "gpt2": {"n_embd": 128, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 512},
+    }.get(kind) or {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 256,
+        "vocab_size": 512,
+    }
+    source = tiny(kind, tmp_path / kind, **config)
+    asked = ("--tune", "off", "--cell", "3:40,8", "--repeat", "1", "--against", ",".join(installed()), "--json")
+    assert main(["bench", str(source), *asked, "-o", str(tmp_path / "kept")]) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    present = {name: one for name, one in cell["peers"].items() if one["reason_absent"] is None}
+    assert present and not any(one["different"] for one in present.values())
