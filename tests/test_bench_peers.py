@@ -96,14 +96,8 @@ def test_environments_are_pinned() -> None:
 def test_what_an_engine_is_in(forge: Forge) -> None:
     plan = open_engine(forge.built("llama")).manifest.plan
     assert formats(plan) == {"weights": "fp32", "activations": "fp32"}
-    assert [precision(form) for form in ("fp32", "bf16", "fp16", "int8", "fp8", "int4")] == [
-        "fp32",
-        "16",
-        "16",
-        "8",
-        "8",
-        "4",
-    ]
+    bits = {"fp32": "fp32", "bf16": "16", "fp16": "16", "int8": "8", "fp8": "8", "int4": "4"}
+    assert {form: precision(form) for form in bits} == bits
     found = floor.floors(plan, Cell(2, 8, 3), Ceilings(1e9, {"fp32": 1e12}, {}, 1, "now"))
     weights = sum(facts.bytes for facts in open_engine(forge.built("llama")).manifest.files.values())
     assert 0.5 * weights < found.decode.bytes / 2 < 1.2 * weights, "two steps read the weights twice"
