@@ -39,6 +39,11 @@ def by_name(found: dict[str, Any]) -> dict[str, Any]:
     return {row["name"]: row for row in found["rows"]}
 
 
+def samples(found: dict[str, Any]) -> Any:
+    """What is kept beside the last engine."""
+    return json.loads((Path(found["rows"][-1]["engine"]) / "ablate.json").read_text())["samples"]
+
+
 def test_the_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = (
         "qkv,fusions,residual,tactics,tuning,attention,step,late-stop,weights=bf16,weights=int4,weights=int8,kv=int8"
@@ -177,15 +182,18 @@ def test_presets(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, llama, _ = ablate(capsys, source, *QUICK, "--preset", "llama-report")
     fits("ablate", llama)
     names = ["reference", "+ attention", "+ int8 weights", "+ int8 KV cache", "+ matrix products", "+ all else"]
-    assert [row["name"] for row in llama["rows"]] == names
     rows = by_name(llama)
-    assert [row["base"] for row in llama["rows"]] == [None, *names[:-1]]
+    assert [name for name in rows if name != "reference, again"] == names
+    assert [rows[name]["base"] for name in names] == [None, *names[:-1]]
     assert rows["+ int8 weights"]["weights_bytes"] < rows["+ attention"]["weights_bytes"]
     assert rows["+ int8 KV cache"]["kv_bytes"] < rows["+ int8 weights"]["kv_bytes"]
     assert all(row["gain"] for row in llama["rows"][1:])
+    last, first = (next(one for one in samples(llama) if one["name"] == name) for name in (names[-1], names[0]))
+    ratios = sorted(a / b for a, b in zip(first["latency_s"], last["latency_s"], strict=True))
+    assert rows[names[-1]]["total_gain"] == pytest.approx(ratios[1])
     _, gpt, _ = ablate(capsys, source, *QUICK, "--preset", "gpt-report", "--batch", "1,2")
     fits("ablate", gpt)
-    assert [row["name"] for row in gpt["rows"]][:3] == ["skip 0, check 1", "skip 0, check 2", "skip 0, check 4"]
+    assert list(by_name(gpt))[:3] == ["skip 0, check 1", "skip 0, check 1, again", "skip 0, check 2"]
     assert len({row["engine"] for row in gpt["rows"]}) == 1
     assert all(row["same_tokens"] == 1 for row in gpt["rows"][1:])
 

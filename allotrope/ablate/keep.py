@@ -66,7 +66,7 @@ def _markdown(found: Findings, all_rows: Sequence[Row]) -> list[str]:
     lines += [*words.legend(found.rounds, noise_of(found)).splitlines(), ""]
     lines += _table(words.MEMORY, words.memory_table(all_rows))
     lines += [*_table(words.QUALITY, words.quality_table(all_rows)), words.within_line(all_rows), ""]
-    lines += [f"- {reason}" for reason in words.reasons(all_rows)]
+    lines += [f"- {told}" for told in (*words.notes(all_rows), *words.reasons(all_rows))]
     lines += [f"- {words.interaction_line(one)}" for one in interactions(all_rows)]
     return [*lines, "", words.paragraph(all_rows)]
 

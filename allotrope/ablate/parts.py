@@ -18,6 +18,7 @@ from allotrope.quant.formats import NAMES
 FUSED, TACTICS, TUNING, STEP, LATE, PREFIX = "fusions", "tactics", "tuning", "step", "late-stop", "prefix-cache"
 WEIGHTS, ACTIVATIONS, KV = "weights", "activations", "kv"
 WHOLES = (TACTICS, FUSED, STEP, LATE, WEIGHTS, ACTIVATIONS, KV)  # parts that share nothing; all others lie in these
+EAGER = "eager"  # the executor that captures no step
 OF_WEIGHTS = ("group_size", "asymmetric", "method", "max_kl", "calibration", "calibration_tokens")
 STORES = ("bf16", "fp16")
 FORMS = (*NAMES, *STORES)
@@ -128,13 +129,13 @@ def _of(name: str, library: str) -> bool:
 
 def _running(whole: Manifest, setting: Setting) -> Iterator[Part]:
     """How the engine is run: the step as one call, looking late whether requests have ended, kept prefixes."""
-    kind, running = whole.evidence["executor"]["kind"], setting.running
+    executor, running = whole.evidence["executor"], setting.running
     why = None
-    if kind == "eager" or running.get("executor") == "eager":
-        where = "here" if kind != "eager" else f"on a {whole.device['kind']} in this version"
-        why = f"no step is captured {where}: its calls are made one by one"
+    if executor["kind"] == EAGER or running.get("executor") == EAGER:
+        told = executor.get("not_native") or f"its calls are made one by one on a {whole.device['kind']}"
+        why = "no step is captured: " + ("--executor eager" if executor["kind"] != EAGER else told)
     nothing = "references cannot be captured: they take memory as they like"
-    yield Part(STEP, Change({}, {"executor": "eager"}), reason=why, not_alone=nothing)
+    yield Part(STEP, Change({}, {"executor": EAGER}), reason=why, not_alone=nothing)
     steps = {name: running[name] for name in ("check_step", "skip_step")}
     note = f"looked at every {steps['check_step']} steps" + (f" after {steps['skip_step']}" * bool(steps["skip_step"]))
     each = steps == {"check_step": 1, "skip_step": 0}

@@ -13,7 +13,7 @@ from allotrope.ablate.parts import FUSED, WHOLES
 from allotrope.ablate.quality import cost
 from allotrope.ablate.session import Findings
 from allotrope.ablate.speed import Cell, same_tokens
-from allotrope.ablate.variants import AGAIN, ALL, ALONE, BARE, OFF, Variant
+from allotrope.ablate.variants import ALONE, BARE, OFF, STEPS, Variant
 
 _CELL = ("latency_ms", "latency_spread_ms", "prefill_ms", "decode_ms", "tokens_per_s")
 _GAIN = ("gain", "gain_interval", "more_than_noise")
@@ -50,7 +50,8 @@ def noise_of(found: Findings) -> float:
 
 
 def _noise(found: Findings, cell: Cell) -> float:
-    whole, again = found.runners.get(ALL), found.runners.get(AGAIN)
+    control = next((variant for variant in found.variants if variant.again), None)
+    whole, again = (found.runners.get(name or "") for name in (control and control.base, control and control.name))
     if whole is None or again is None:
         return 0.0
     return effects.noise(whole.samples.get(cell, ()), again.samples.get(cell, ()), found.asked.seed)
@@ -61,10 +62,11 @@ def _row(found: Findings, variant: Variant, noise: Mapping[Cell, float]) -> Row:
     reason = found.reasons.get(name)
     if reason is None and found.interrupted and name not in found.runners:
         reason = "interrupted before it was measured"
+    notes = variant.note, found.notes.get(name)
     values: dict[str, Any] = {"name": name, "group": variant.group}
     if variant.parts:
         values["removed" if variant.group == OFF else "added"] = list(variant.parts)
-    values |= {"base": variant.base, "reason": reason, "note": variant.note}
+    values |= {"base": variant.base, "reason": reason, "note": "; ".join(filter(None, notes))}
     cells = []
     for cell in found.asked.cells:
         figures, gain = _cell(found, variant, cell, noise[cell])
@@ -75,6 +77,7 @@ def _row(found: Findings, variant: Variant, noise: Mapping[Cell, float]) -> Row:
     values |= {key: first[key] for key in (*_CELL, *_GAIN)}
     values |= _memory(found, name) | _built(found, name) | _quality(found, variant)
     values["same_tokens"] = _same_tokens(found, variant)
+    values["total_gain"] = _total(found, variant) if variant.group == STEPS else None
     values["cells"] = cells
     return Row(variant, values, gains)
 
@@ -92,8 +95,16 @@ def _cell(found: Findings, variant: Variant, cell: Cell, noise: float) -> tuple[
         slow, fast = pair if variant.group == OFF else pair[::-1]
         if variant.name == BARE:  # what all parts buy together
             slow, fast = pair
-        gain = effects.gain(slow, fast, found.asked.seed, 0.0 if variant.name == AGAIN else noise)
+        gain = effects.gain(slow, fast, found.asked.seed, 0.0 if variant.again else noise)
     return figures | (dict.fromkeys(_GAIN) if gain is None else gain.to_json()), gain
+
+
+def _total(found: Findings, variant: Variant) -> float | None:
+    """How many times faster a preset's row is than its first one, in the first cell."""
+    cell, names = found.asked.cells[0], (found.variants[0].name, variant.name)
+    pair = [found.runners[name].samples.get(cell, []) for name in names if name in found.runners]
+    total = effects.gain(*pair, found.asked.seed) if len(pair) == 2 else None
+    return None if total is None else total.ratio
 
 
 def _memory(found: Findings, name: str) -> dict[str, Any]:

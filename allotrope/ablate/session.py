@@ -60,6 +60,7 @@ class Findings:
 
     asked: Question
     variants: Sequence[Variant] = ()
+    notes: dict[str, str] = field(default_factory=dict)  # what came with a part
     made: dict[str, Made] = field(default_factory=dict)  # by variant
     reasons: dict[str, str] = field(default_factory=dict)  # why a variant has no figures
     quality: dict[str, Quality] = field(default_factory=dict)
@@ -125,10 +126,13 @@ class Ablation:
         return [(one.folder, one.described) for one in self.found.made.values() if one.folder != made.folder]
 
     def _same(self, variant: Variant, made: Made) -> None:
-        """Where taking a part out changes nothing, there is nothing to measure."""
+        """Where taking a part out changes nothing, there is nothing to measure; where it changes more, that is said."""
         base = self.found.made.get(variant.base or "")
-        if base is None or variant.name == of_variants.AGAIN or base.folder == made.folder:
+        if base is None or variant.again or base.folder == made.folder:
             return
+        kinds = [one.described.evidence["executor"]["kind"] for one in (made, base)]
+        if kinds[0] != kinds[1]:
+            self.found.notes[variant.name] = f"it runs {kinds[0]}, {variant.base} {kinds[1]}"
         running = next(one.setting.running for one in self.found.variants if one.name == variant.base)
         if base.described.plan == made.described.plan and running == variant.setting.running:
             self.found.reasons[variant.name] = f"{SAME}: the plan is that of {variant.base}"

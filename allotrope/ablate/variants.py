@@ -9,7 +9,8 @@ from typing import Any
 from allotrope.ablate.parts import KV, LATE, WEIGHTS, Part
 from allotrope.ablate.setting import Change, Setting
 
-ALL, AGAIN, BARE = "all on", "all on, again", "reference"
+ALL, BARE = "all on", "reference"
+_AGAIN = ", again"  # the first row once more: what differs is noise
 WHOLE, OFF, ALONE, PLUS, STEPS = "whole", "off", "alone", "plus", "steps"  # the groups of rows
 LLAMA, GPT = "llama-report", "gpt-report"
 PRESETS = (LLAMA, GPT)
@@ -28,12 +29,22 @@ class Variant:
     reason: str | None = None
     note: str = ""
 
+    @property
+    def again(self) -> bool:
+        """Whether it is the control."""
+        return self.name.endswith(_AGAIN)
+
+
+def _control(first: Variant) -> Variant:
+    return Variant(first.name + _AGAIN, first.group, first.setting, base=first.name, note="what differs is noise")
+
 
 def usual(whole: Setting, parts: Sequence[Part]) -> list[Variant]:
     """The whole twice, so that it is known what noise is; the bare plan; each part off, alone, or added."""
+    first = Variant(ALL, WHOLE, whole)
     found = [
-        Variant(ALL, WHOLE, whole),
-        Variant(AGAIN, WHOLE, whole, base=ALL, note="what differs is noise"),
+        first,
+        _control(first),
         Variant(BARE, WHOLE, whole.bare, base=ALL, note="no part"),
     ]
     found += [
@@ -73,7 +84,8 @@ def llama_report(whole: Setting, ops: Sequence[str], hints: Mapping[str, Any]) -
         ("+ all else", "fusions, other tactics, captured step", Change(rest)),
     )
     setting, last = whole.bare, BARE
-    found = [Variant(BARE, WHOLE, setting, note="no part")]
+    first = Variant(BARE, WHOLE, setting, note="no part")
+    found = [first, _control(first)]
     for name, part, change in stages:
         setting = setting.but(change)
         found.append(Variant(name, STEPS, setting, (part,), last, note=_note(part, weights)))
@@ -89,10 +101,12 @@ def gpt_report(whole: Setting) -> list[Variant]:
     """The GPT report's table: so many steps are not looked at, and then every so many are, for requests that ended."""
     found = list[Variant]()
     for skip, check in _LOOKS:
-        change = Change({}, {"skip_step": skip, "check_step": check})
-        name = f"skip {skip}, check {check}"
-        base = None if not found else found[0].name
-        found.append(Variant(name, STEPS, whole.but(change), (LATE,) if found else (), base))
+        setting, name = whole.but(Change({}, {"skip_step": skip, "check_step": check})), f"skip {skip}, check {check}"
+        if found:
+            found.append(Variant(name, STEPS, setting, (LATE,), found[0].name))
+        else:
+            first = Variant(name, WHOLE, setting, note="every step is looked at")
+            found = [first, _control(first)]
     return found
 
 
@@ -101,7 +115,7 @@ def _distinct(found: Sequence[Variant]) -> Iterator[Variant]:
     seen: dict[str, str] = {}
     for variant in found:
         key = variant.setting.key
-        if variant.reason is None and variant.name != AGAIN:
+        if variant.reason is None and not variant.again:
             if key in seen:
                 yield Variant(
                     variant.name,

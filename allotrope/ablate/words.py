@@ -9,11 +9,11 @@ from typing import Any
 from allotrope.ablate.effects import Interaction
 from allotrope.ablate.rows import Row
 from allotrope.ablate.session import SAME
-from allotrope.ablate.variants import AGAIN, ALL, ALONE, BARE, OFF, PLUS, STEPS, WHOLE
+from allotrope.ablate.variants import ALL, ALONE, BARE, OFF, PLUS, STEPS, WHOLE
 from allotrope.units import bytes_text
 from allotrope.verify.verdict import CLOSE, DEGRADED, WITHIN, WORDS
 
-SPEED = ("variant", "latency", "±", "prefill", "decode", "tokens/s", "gain")
+SPEED = ("variant", "latency", "±", "prefill", "decode", "tokens/s", "gain", "in all")
 MEMORY = ("variant", "weights", "KV", "peak", "build", "build peak")
 QUALITY = ("variant", "KL", "it costs", "top-1", "perplexity", "verdict")
 GROUPS = {WHOLE: "", OFF: "– taken out –", ALONE: "– alone –", PLUS: "– added –", STEPS: ""}
@@ -48,7 +48,9 @@ def _speed(row: Row, cell: int) -> tuple[str, ...]:
     latency, prefill, decode = times
     told = "" if gain is None else f"×{gain:.3f}" if abs(math.log(gain)) < _ADDS_UP else f"×{gain:.2f}"
     mark = "~" if gain is not None and not shows else ""
-    return _name(row), latency, f"{spread:.1%}", prefill, decode, _short(values["tokens_per_s"]), told + mark
+    total = row.values["total_gain"] if cell == 0 else None
+    whole = "" if total is None else f"×{total:.2f}"
+    return _name(row), latency, f"{spread:.1%}", prefill, decode, _short(values["tokens_per_s"]), told + mark, whole
 
 
 def _name(row: Row) -> str:
@@ -61,7 +63,7 @@ def memory_table(found: Sequence[Row]) -> list[tuple[str, ...]]:
     return [
         (_name(row), *(_size(key, row.values[key]) for key in keys))
         for row in found
-        if row.values["build_seconds"] is not None and row.variant.name != AGAIN
+        if row.values["build_seconds"] is not None and not row.variant.again
     ]
 
 
@@ -112,6 +114,15 @@ def reasons(found: Sequence[Row]) -> Iterator[str]:
             yield f"{row.variant.name}: {reason}"
 
 
+def notes(found: Sequence[Row]) -> Iterator[str]:
+    """What should be known of rows with figures; of several the same once."""
+    told: dict[str, list[str]] = {}
+    for row in found:
+        if row.values["note"] and not row.values["reason"] and row.variant.group != WHOLE:
+            told.setdefault(row.values["note"], []).append(row.variant.name)
+    yield from (f"{_list(names)}: {note}" for note, names in told.items())
+
+
 def interaction_line(found: Interaction) -> str:
     """`all on ×2.10; its parts alone ×1.20 · ×1.90 = ×2.28; interaction ×0.92`."""
     singles = " · ".join(f"{name} ×{ratio:.2f}" for name, ratio in found.each.items())
@@ -131,7 +142,7 @@ def paragraph(found: Sequence[Row]) -> str:
     whole = next((row for row in found if row.variant.name == BARE and row.gain is not None), None)
     if whole is not None and whole.gain is not None:
         said.append(f"All parts together make it {_times(whole.gain.ratio)} the reference plan.")
-    same = [row.variant.parts[0] for row in found if row.variant.group == OFF and _changes_nothing(row)]
+    same = [_part(row) for row in found if row.variant.group == OFF and _changes_nothing(row)]
     said += list(_bought(off, same))
     said += list(_slowing(off)) + list(_added(added))
     said += list(_costing(found))
@@ -152,7 +163,7 @@ def _bought(off: Sequence[Row], same: Sequence[str]) -> Iterator[str]:
     )
     if helping:
         yield f"{_list([_named(row) for row in helping[:1]])} buys most{_beside(helping[1:])}."
-    idle = [row.variant.parts[0] for row in off if row.gain and not row.gain.shows] + list(same)
+    idle = [_part(row) for row in off if row.gain and not row.gain.shows] + list(same)
     if idle:
         yield f"Nothing that shows: {_list(idle)}."
 
@@ -164,7 +175,7 @@ def _beside(rest: Sequence[Row]) -> str:
 def _slowing(off: Sequence[Row]) -> Iterator[str]:
     slow = sorted((row for row in off if row.gain and row.gain.shows and row.gain.ratio < 1), key=_ratio)
     if slow:
-        told = [f"{row.variant.parts[0]} ({1 / _ratio(row) - 1:.1%} faster without)" for row in slow]
+        told = [f"{_part(row)} ({1 / _ratio(row) - 1:.1%} faster without)" for row in slow]
         yield f"Slowing things down: {_list(told)}."
 
 
@@ -186,14 +197,12 @@ def _costing(found: Sequence[Row]) -> Iterator[str]:
     words = {row.variant.name: _word(row, found) for row in costing}
     bad = [row for row in costing if words[row.variant.name] == DEGRADED]
     little = [row for row in costing if words[row.variant.name] == CLOSE]
-    leaking = [row.variant.parts[0] for row in found if row.variant.parts and _leaks(row, found)]
+    leaking = [_part(row) for row in found if row.variant.parts and _leaks(row, found)]
     if leaking:
         yield f"LEAKING, far more than rounding in its format explains: {_list(list(dict.fromkeys(leaking)))}."
     for rows, told in ((bad, "Costing quality"), (little, "Costing little")):
         if rows:
-            each = [
-                f"{row.variant.parts[0]} (KL {row.values['kl_cost']:.1e}, {words[row.variant.name]})" for row in rows
-            ]
+            each = [f"{_part(row)} (KL {row.values['kl_cost']:.1e}, {words[row.variant.name]})" for row in rows]
             yield f"{told}: {_list(list(dict.fromkeys(each)))}."
 
 
@@ -220,9 +229,14 @@ def _word(row: Row, found: Sequence[Row]) -> str:
     return CLOSE if having == CLOSE else ""
 
 
+def _part(row: Row) -> str:
+    """The part that a row is about; in a preset the row's own name says it."""
+    return row.variant.name.removeprefix("+ ") if row.variant.group == STEPS else row.variant.parts[0]
+
+
 def _named(row: Row) -> str:
     beside = "" if row.variant.group != PLUS or row.variant.base == ALL else f" the speed of {row.variant.base}"
-    return f"{row.variant.parts[0]} (×{_ratio(row):.2f}{beside})"
+    return f"{_part(row)} (×{_ratio(row):.2f}{beside})"
 
 
 def _ratio(row: Row) -> float:

@@ -139,7 +139,8 @@ def _print(found: Findings, all_rows: Sequence[Row], out: Output) -> None:
         if tables:
             out.line(f"{cell.batch} at a time, {cell.input} tokens in, {cell.output} out")
             lines = [line for heading, group in tables for line in (*_heading(heading), *group)]
-            out.table(words.SPEED, lines)
+            columns = len(words.SPEED) - (not found.asked.preset)  # only a preset's rows build on one another
+            out.table(words.SPEED[:columns], [line[:columns] for line in lines])
             out.line()
     if found.rounds:
         out.line(words.legend(found.rounds, noise_of(found)))
@@ -153,8 +154,8 @@ def _print(found: Findings, all_rows: Sequence[Row], out: Output) -> None:
             out.table(words.QUALITY, narrow)
         out.sentence(f"{words.within_line(all_rows)} Judged on {found.positions} positions of {found.text}.")
         out.line()
-    for reason in words.reasons(all_rows):
-        out.sentence(reason)
+    for told in (*words.notes(all_rows), *words.reasons(all_rows)):
+        out.sentence(told)
     for one in interactions(all_rows):
         out.sentence(words.interaction_line(one))
     out.line()
@@ -163,7 +164,7 @@ def _print(found: Findings, all_rows: Sequence[Row], out: Output) -> None:
 
 
 def _heading(text: str) -> list[tuple[str, ...]]:
-    return [(text, *[""] * 6)] if text else []
+    return [(text, *[""] * 7)] if text else []
 
 
 def _keep(
