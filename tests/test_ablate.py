@@ -193,7 +193,7 @@ def test_presets(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[names[-1]]["total_gain"] == pytest.approx(ratios[1])
     _, gpt, _ = ablate(capsys, source, *QUICK, "--preset", "gpt-report", "--batch", "1,2")
     fits("ablate", gpt)
-    assert list(by_name(gpt))[:3] == ["skip 0, check 1", "skip 0, check 1, again", "skip 0, check 2"]
+    assert list(by_name(gpt))[:3] == ["skip 0 check 1", "skip 0 check 1, again", "skip 0 check 2"]
     assert len({row["engine"] for row in gpt["rows"]}) == 1
     assert all(row["same_tokens"] == 1 for row in gpt["rows"][1:])
 

@@ -101,9 +101,10 @@ def _cell(found: Findings, variant: Variant, cell: Cell, noise: float) -> tuple[
 
 def _total(found: Findings, variant: Variant) -> float | None:
     """How many times faster a preset's row is than its first one, in the first cell."""
-    cell, names = found.asked.cells[0], (found.variants[0].name, variant.name)
-    pair = [found.runners[name].samples.get(cell, []) for name in names if name in found.runners]
-    total = effects.gain(*pair, found.asked.seed) if len(pair) == 2 else None
+    cell, first, own = found.asked.cells[0], found.runners.get(found.variants[0].name), found.runners.get(variant.name)
+    if first is None or own is None:
+        return None
+    total = effects.gain(first.samples.get(cell, ()), own.samples.get(cell, ()), found.asked.seed)
     return None if total is None else total.ratio
 
 

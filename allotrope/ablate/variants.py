@@ -101,7 +101,7 @@ def gpt_report(whole: Setting) -> list[Variant]:
     """The GPT report's table: so many steps are not looked at, and then every so many are, for requests that ended."""
     found = list[Variant]()
     for skip, check in _LOOKS:
-        setting, name = whole.but(Change({}, {"skip_step": skip, "check_step": check})), f"skip {skip}, check {check}"
+        setting, name = whole.but(Change({}, {"skip_step": skip, "check_step": check})), f"skip {skip} check {check}"
         if found:
             found.append(Variant(name, STEPS, setting, (LATE,), found[0].name))
         else:

@@ -138,7 +138,8 @@ def paragraph(found: Sequence[Row]) -> str:
     measured = [row for row in found if row.gain is not None and row.variant.parts]
     off = [row for row in measured if row.variant.group in (OFF, STEPS)]
     added = [row for row in measured if row.variant.group == PLUS]
-    said = []
+    cells = [row.values["cells"] for row in found][:1]
+    said = [f"Speed at {'{batch} × {input}+{output}'.format(**cells[0][0])}."] if cells and len(cells[0]) > 1 else []
     whole = next((row for row in found if row.variant.name == BARE and row.gain is not None), None)
     if whole is not None and whole.gain is not None:
         said.append(f"All parts together make it {_times(whole.gain.ratio)} the reference plan.")

@@ -154,11 +154,11 @@ def _print(found: Findings, all_rows: Sequence[Row], out: Output) -> None:
             out.table(words.QUALITY, narrow)
         out.sentence(f"{words.within_line(all_rows)} Judged on {found.positions} positions of {found.text}.")
         out.line()
-    for told in (*words.notes(all_rows), *words.reasons(all_rows)):
-        out.sentence(told)
-    for one in interactions(all_rows):
-        out.sentence(words.interaction_line(one))
-    out.line()
+    told = [*words.notes(all_rows), *words.reasons(all_rows), *map(words.interaction_line, interactions(all_rows))]
+    for sentence in told:
+        out.sentence(sentence)
+    if told:
+        out.line()
     out.sentence(words.paragraph(all_rows))
     out.line(f"({'interrupted after' if found.interrupted else 'in'} {time_text(found.seconds)})")
 
