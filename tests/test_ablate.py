@@ -219,3 +219,13 @@ def test_an_engine_has_no_parts_to_take_out(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "engine.json").write_text("{}")
     code, _, told = ablate(capsys, tmp_path)
     assert code == 2 and "it is an engine" in told and "give the checkpoint that it was built from" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["docsum", "pycoder", "tinychat", "tinygal", "tinygal-draft", "tinygpt2"])
+def test_bundled_models_take_less_than_two_minutes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found, _ = ablate(capsys, Path(__file__).parents[1] / "models" / model)
+    fits("ablate", found)
+    assert code == 0 and found["seconds"] < 120 and found["rounds"] >= 5
+    measured = [row for row in found["rows"] if row["latency_ms"]]
+    assert len(measured) > 15 and all(row["verdict"] for row in measured)
