@@ -293,6 +293,8 @@ def test_every_tactic_answers_for_itself() -> None:
         "add_norm",
         "linear_codes",
         "linear_stored",
+        "embed_codes",
+        "embed_stored",
         "reorder",
     }  # by fusing, and by narrower formats
     assert seen | made == set(registry.names())

@@ -91,6 +91,19 @@ EIGHT = [
 ]
 
 
+EMBED = [
+    Problem(op, {"rows": 5, "vocab": 37, "width": 64, **axes}, params, "fp32", frozenset(present))
+    for op, axes, params, present in (
+        ("embed_codes", {"packed": 64, "groups": 1}, {"format": "int8"}, ()),
+        ("embed_codes", {"packed": 32, "groups": 2}, {"format": "int4"}, ("zeros",)),
+        ("embed_codes", {"packed": 32, "groups": 1}, {"format": "int4"}, ()),
+        ("embed_codes", {"packed": 64, "groups": 1}, {"format": "fp8"}, ()),
+        ("embed_stored", {}, {"store": "fp16"}, ()),
+        ("embed_stored", {}, {"store": "bf16"}, ()),
+    )
+]
+
+
 def able(posed: Problem, name: str = "native") -> list[Tactic]:
     return [
         tactic
@@ -99,7 +112,7 @@ def able(posed: Problem, name: str = "native") -> list[Tactic]:
     ]
 
 
-@pytest.mark.parametrize("posed", [*WIDE, *CODED, *EIGHT], ids=Problem.key)
+@pytest.mark.parametrize("posed", [*WIDE, *CODED, *EIGHT, *EMBED], ids=Problem.key)
 def test_it_is_right_on_every_instruction_set(posed: Problem, isa: str) -> None:
     [tactic] = able(posed)
     assert check.check(tactic, posed, CPU).reason is None
@@ -177,6 +190,14 @@ def test_a_group_s_sum_is_added_with_one_rounding() -> None:
     tie = torch.tensor([1 + 2.0**-24], dtype=torch.float64)  # half way between two fp32: what is lost decides
     assert _added(tie, edge).item() == 1 + 2.0**-23 and _added(tie, -edge).item() == 1.0
     assert (tie + edge).float().item() == 1.0
+
+
+@pytest.mark.parametrize("posed", EMBED, ids=Problem.key)
+def test_a_row_looked_up_is_the_weight_that_the_head_multiplies(posed: Problem, isa: str) -> None:
+    """Bit for bit what decoding gives, which torch's own tactic takes."""
+    [native_one], [torch_one] = able(posed), able(posed, "torch")
+    assert check.check(torch_one, posed, CPU).reason is None
+    assert torch.equal(outcome(native_one, posed), outcome(torch_one, posed))
 
 
 def test_what_it_cannot_do_it_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from allotrope import cli
 from allotrope.artifact.plan import Plan
 from allotrope.build import fuse
 from allotrope.build.options import BuildOptions
+from allotrope.commands.formats import add_weight_formats
 from allotrope.errors import UsageError
 from allotrope.models.lower import lower
 from allotrope.models.recipe import Attention, Block, Mlp, Norm, Recipe
@@ -82,7 +84,7 @@ def test_the_compute_dtype_is_wide() -> None:
 def test_activations_meet_codes_of_their_own_kind_alone() -> None:
     found = chosen(weights="int8", activations="int8", keep=("*.down=fp8", "*.up=int8:32", "*.o=wide"))
     kinds = {name: found.product(f"blocks.0.{name}") for name in ("attn.q", "attn.o", "mlp.up", "mlp.down")}
-    assert kinds == {"attn.q": "int8", "attn.o": None, "mlp.up": None, "mlp.down": None}
+    assert kinds == {"attn.q": "int8", "attn.o": None, "mlp.up": "int8", "mlp.down": None}
     calls = {call.path: call for call in rewrite(plan(), found).calls}
     assert calls["blocks.0.attn.q"].params == {"format": "int8", "activations": "int8"}
     assert calls["blocks.0.mlp.down"].params == {"format": "fp8"}
@@ -152,6 +154,44 @@ def test_only_what_lies_alike_is_fused() -> None:
     assert "side by side" in str(fuse.why_not(everywhere, qkv))
 
 
+@pytest.mark.parametrize(
+    ("word", "op", "params"),
+    [
+        ("int8", "embed_codes", {"format": "int8"}),
+        ("int4:32", "embed_codes", {"format": "int4"}),
+        ("fp16", "embed_stored", {"store": "fp16"}),
+    ],
+)
+def test_a_tied_head_is_looked_up_as_it_is_stored(word: str, op: str, params: dict[str, str]) -> None:
+    wide = plan(tied=True)
+    found = rewrite(wide, chosen(wide, keep=(f"head={word}",)))
+    first, last = found.calls[0], next(call for call in found.calls if call.path == "head")
+    assert (first.op, first.path, dict(first.params)) == (op, "embed", params)
+    shared = {slot for slot in first.ins.values() if slot.startswith("w:")}
+    assert shared <= set(last.ins.values()) and (word == "fp16") == ("embed.weight" in found.weights)
+    assert rewrite(wide, chosen(wide, weights="int8")).calls[0].op == "embed"
+
+
+def test_four_bits_in_groups_meet_activations_in_eight() -> None:
+    found = chosen(weights="int4", activations="int8", keep=("*.down=fp8", "*.up=int8:32"))
+    met = {name: found.product(f"blocks.0.mlp.{name}") for name in ("gate", "up", "down")}
+    assert met == {"gate": "int8", "up": "int8", "down": None}
+    assert found.words("blocks.0.mlp.gate") == "int4 in groups of 32, activations int8 per token"
+    assert found.product("head") is None
+
+
+def test_the_head_has_an_option_of_its_own() -> None:
+    def kept(*words: str) -> list[str]:
+        parser = argparse.ArgumentParser()
+        add_weight_formats(parser)
+        found: list[str] = parser.parse_args(words).keep
+        return found
+
+    assert kept("--head", "int8") == ["head=int8"]
+    assert kept("--keep", "h*=wide", "--head", "int8") == ["head=int8", "h*=wide"]  # the last that matches wins
+    assert kept() == [] and kept("--keep", "a=wide") == ["a=wide"]
+
+
 REFUSED = [
     ({"weights": "int3"}, "--weights is 'int3'; choose int8, int4, fp8, fp16, bf16"),
     ({"group_size": 32}, "--group-size is 32, but no weights are to be int8 or int4; add --weights int4"),
@@ -165,14 +205,10 @@ REFUSED = [
     ({"weights": "int8", "method": "magic"}, "--method is 'magic'; choose auto, nearest, gptq, awq"),
     (
         {"activations": "int8"},
-        "--activations is int8, and weights stay wide; both must be the same; add --weights int8",
+        "--activations is int8, and weights stay wide; int8 meets int8 and int4; add --weights int8 or int4",
     ),
-    ({"weights": "int4", "activations": "int8"}, "--activations is int8, and --weights is int4; both must be the same"),
+    ({"weights": "int4", "activations": "fp8"}, "--activations is fp8, and --weights is int4; fp8 meets fp8"),
     ({"weights": "int8", "activations": "int4"}, "--activations is 'int4'; choose int8, fp8"),
-    (
-        {"weights": "int8", "activations": "int8", "group_size": 32},
-        "--activations is int8, and its products need one scale per row of weights; leave --group-size out",
-    ),
     ({"keep": ("blocks.0.*",)}, "--keep is 'blocks.0.*'; give PATTERN=FORMAT, as in 'blocks.0.*=wide'"),
     ({"keep": ("=int8",)}, "--keep is '=int8'; give PATTERN=FORMAT"),
     ({"keep": ("*=int5",)}, "--keep is '*=int5': 'int5' is no format; formats are wide, fp32, fp16, bf16, int8, int4,"),
@@ -203,12 +239,6 @@ OVER_A_PLAN = [
         "blocks.0.attn.q: group size is 128; it must divide the width, 64",
     ),
     ({"keep": ("*.down=int4:64",)}, plan(), "blocks.0.mlp.down: group size is 64; it must divide the width, 96"),
-    (
-        {"keep": ("head=int8",)},
-        plan(tied=True),
-        "head: its weight is the embedding's, too, which stays wide; it cannot be int8 per channel; "
-        "let the pattern begin with blocks",
-    ),
     (
         {"weights": "fp16"},
         plan(dtype="bf16"),

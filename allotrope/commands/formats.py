@@ -33,6 +33,23 @@ def add_weight_formats(
         metavar="PATTERN=FORMAT",
         help="exceptions, the last that matches wins: 'blocks.0.*=wide', '*.down=int8', '*.1.attn.kv=wide'",
     )
+    parser.add_argument(
+        "--head",
+        action=_Head,
+        dest="keep",
+        metavar="FORMAT",
+        default=argparse.SUPPRESS,
+        help="format of the head, and of the embedding if tied to it: short for --keep head=FORMAT",
+    )
+
+
+class _Head(argparse.Action):
+    """`--head FORMAT` is the first of `--keep`'s exceptions, so that the others may say otherwise."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.keep = [f"head={values}", *namespace.keep]
 
 
 def add_formats(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

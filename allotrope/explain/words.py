@@ -146,9 +146,8 @@ def _multiplies(call: Call, found: Explained) -> bool:
     """Whether it reads a matrix, and not only rows of one."""
     plan = found.manifest.plan
     weights = [plan.weights[plans.name(slot)] for slot in call.ins.values() if plans.kind(slot) == "w"]
-    return call.op not in ("embed", "add_positions") and any(
-        len(weight.parts[0][1]) >= _SMALL for weight in weights
-    )  # fmt: skip
+    looked_up = call.op.startswith("embed") or call.op == "add_positions"
+    return not looked_up and any(len(weight.parts[0][1]) >= _SMALL for weight in weights)
 
 
 def _attends(call: Call, found: Explained) -> bool:

@@ -1,7 +1,8 @@
 """What is stored how: from the user's words to a format, or none, for every linear layer and cache of a plan.
 
 All linear layers of the blocks take the format asked for. What stands outside of them (the head, projections beside
-the embedding) stays wide unless an exception names it: the last pattern that matches a path decides. What a layer
+the embedding) stays wide unless an exception names it: the last pattern that matches a path decides. A head
+that is tied to the embedding is looked up as it is stored. What a layer
 keeps of keys and values has a path of its own, `blocks.3.attn.kv`, and formats of its own.
 """
 
@@ -25,6 +26,7 @@ Form = Format | Store | None
 WIDE = "wide"
 AS_STORED = "as stored"  # the method of a checkpoint that is quantised already
 _ACTIVATIONS = ("int8", "fp8")
+_MEET = {"int8": ("int8", "int4"), "fp8": ("fp8",)}  # activations → the weights whose codes they may meet
 _METHODS = ("auto", "nearest", "gptq", "awq")
 _STORES = {store.name: store for store in STORES}
 
@@ -77,16 +79,14 @@ class Wanted:
         if self.activations is None:
             return
         _one_of("--activations", self.activations, _ACTIVATIONS)
-        if self.weights != self.activations:
+        if self.weights not in _MEET[self.activations]:
             given = f"--weights is {self.weights}" if self.weights else "weights stay wide"
-            problem = f"--activations is {self.activations}, and {given}; both must be the same"
-            raise UsageError(problem, remedy=f"add --weights {self.activations}")
+            met = " and ".join(_MEET[self.activations])
+            problem = f"--activations is {self.activations}, and {given}; {self.activations} meets {met}"
+            raise UsageError(problem, remedy=f"add --weights {' or '.join(_MEET[self.activations])}")
         if self.method == "awq":
             problem = "--method is awq; with activations in eight bits, inputs are scaled for their own sake"
             raise UsageError(problem, remedy="leave --method or --activations out")
-        if self.group_size is not None:
-            problem = f"--activations is {self.activations}, and its products need one scale per row of weights"
-            raise UsageError(problem, remedy="leave --group-size out")
 
     @property
     def form(self) -> Form:
@@ -148,11 +148,9 @@ class Policy:
         return {path: form for path, form in self.formats.items() if isinstance(form, Store)}
 
     def product(self, path: str) -> str | None:
-        """The format of a layer's activations; None where they stay wide: they meet codes of their own kind."""
+        """The format of a layer's activations; None where they stay wide, for want of codes that they could meet."""
         form = self.formats[path]
-        meets = isinstance(form, Format) and form.group is None and form.name == self.activations
-        if self.method == AS_STORED and isinstance(form, Format):  # others publish groups and int4 that meet int8, too
-            meets = (self.activations, form.name) in (("int8", "int8"), ("int8", "int4"), ("fp8", "fp8"))
+        meets = isinstance(form, Format) and self.activations is not None and form.name in _MEET[self.activations]
         return self.activations if meets else None
 
     def words(self, path: str) -> str:
@@ -224,12 +222,8 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
     kv = caches if wanted.kv else {}
     if held:
         _check_held(held, wanted, named)
-    readers = [slot for call in plan.calls for slot in call.ins.values()]
     for call in calls:
         form = formats[call.path]
-        if form is not None and readers.count(call.ins["weight"]) > 1:
-            problem = f"its weight is the embedding's, too, which stays wide; it cannot be {form}"
-            raise UsageError(problem, where=call.path, remedy="let the pattern begin with blocks")
         if isinstance(form, Format):
             form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
     if held:

@@ -2,6 +2,7 @@
 
 linear(x, weight)  →  linear_codes(x, codes, scales, zeros)      where the policy has codes
                    →  linear_stored(x, weight)                   where it has 16 bits
+embed(ids, table)  →  embed_codes, embed_stored                  where the table is such a layer's weight, too
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ def rewrite(plan: Plan, policy: Policy) -> Plan:
     """The plan that reads what the policy stores. Slots of weights that became codes are gone."""
     narrow, stored = policy.narrow, policy.stored
     weights, calls = dict(plan.weights), list[Call]()
+    heads = {call.ins["weight"]: call.path for call in plan.calls if call.op == "linear"}
     for call in plan.calls:
-        if call.path in narrow:
+        tied = heads.get(call.ins["table"]) if call.op == "embed" else None
+        if tied in narrow:
+            calls.append(_looked_up(call, narrow[tied], tied))
+        elif tied in stored:
+            calls.append(replace(call, op="embed_stored", params={"store": stored[tied].name}))
+        elif call.path in narrow:
             slot = plans.name(call.ins["weight"])
             form, shape = narrow[call.path], plan.weights[slot].parts[0][1]
             codes = {f"{call.path}.{part}": weight for part, weight in codes_of(call.path, form, shape)}
@@ -56,6 +63,12 @@ def _coded(call: Call, codes: Mapping[str, Weight], form: Format, activations: s
     ins = {"x": call.ins["x"]} | {name.rpartition(".")[2]: f"w:{name}" for name in codes}
     bias = {"bias": call.ins["bias"]} if "bias" in call.ins else {}
     return replace(call, op="linear_codes", ins=ins | bias, params=params)
+
+
+def _looked_up(call: Call, form: Format, head: str) -> Call:
+    parts = ("codes", "scales") if form.symmetric else ("codes", "scales", "zeros")
+    ins = {"ids": call.ins["ids"]} | {part: f"w:{head}.{part}" for part in parts}
+    return replace(call, op="embed_codes", ins=ins, params={"format": form.name})
 
 
 def _in_place_of(slot: str, codes: Mapping[str, Weight], weights: Mapping[str, Weight]) -> dict[str, Weight]:

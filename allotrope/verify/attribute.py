@@ -96,8 +96,8 @@ class _Mixture(Effective):
 
     def value(self, slot: str, dtype: torch.dtype) -> torch.Tensor:
         """A slot as the mixture has it."""
-        path = slot.removesuffix(".weight")
-        if path in self.wide and path != slot and f"{path}.weight" in self._model.sources:
+        path = self._stored.path(slot)
+        if path in self.wide and path != slot and slot in self._model.sources:
             return self._folds.wide(path, dtype)
         return super().value(slot, dtype)
 
@@ -107,7 +107,7 @@ class _Mixture(Effective):
     def widen(self, wide: Iterable[str]) -> None:
         """Make these modules wide and all others narrow."""
         before, self.wide = self.wide, frozenset(wide)
-        changed = {f"{path}.weight" for path in before ^ self.wide}
+        changed = {self._stored.slot(path) for path in before ^ self.wide}
         for names in dict.fromkeys(self._groups[slot] for slot in changed if slot in self._groups):
             self._oracle.set(adapted(self._model, names, self._read))
 

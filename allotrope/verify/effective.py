@@ -40,11 +40,6 @@ class Narrow:
     x: str  # the buffer that is its input, before it is put in another order
     order: str | None = None  # the slot of that order: the input's channel that each column of the codes is for
 
-    @property
-    def slot(self) -> str:
-        """The recipe's slot that the codes stand for."""
-        return f"{self.path}.weight"
-
 
 def narrow(plan: Plan) -> dict[str, Narrow]:
     """The layers whose weights are codes, by path, in the plan's order."""
@@ -97,10 +92,24 @@ class Stored:
     def __init__(self, engine: Engine) -> None:
         self._engine, self.plan = engine, engine.manifest.plan
         self.narrow = narrow(self.plan)
+        # a head in codes that the embedding is looked up in, and the recipe's slot of both
+        self._tied = {
+            name(call.ins["codes"]).removesuffix(".codes"): f"{call.path}.weight"
+            for call in self.plan.calls
+            if call.op == "embed_codes"
+        }
         self._holder = {slot: held for held, weight in self.plan.weights.items() for slot, _ in weight.parts}
 
     def __contains__(self, slot: str) -> bool:
         return slot in self._holder
+
+    def slot(self, path: str) -> str:
+        """The recipe's slot that a layer's codes stand for."""
+        return self._tied.get(path, f"{path}.weight")
+
+    def path(self, slot: str) -> str:
+        """The layer whose codes may stand for a slot."""
+        return next((path for path, tied in self._tied.items() if tied == slot), slot.removesuffix(".weight"))
 
     def array(self, slot: str) -> tuple[Raw, str]:
         """A slot as it is stored, in the checkpoint's layout, and its dtype tag; a view."""
@@ -138,7 +147,7 @@ class Effective:
 
     def value(self, slot: str, dtype: torch.dtype) -> torch.Tensor:
         """One slot. What the engine does not have (biases that are zero) is the checkpoint's."""
-        path = slot.removesuffix(".weight")
+        path = self._stored.path(slot)
         if path in self._stored.narrow and path != slot:
             return self._stored.decoded(path, dtype)
         if slot in self._stored:

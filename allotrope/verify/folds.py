@@ -37,7 +37,7 @@ class Folds:
 
     def wide(self, path: str, dtype: torch.dtype = _WIDE) -> torch.Tensor:
         """The wide weight that a layer's codes stand in for: the checkpoint's, with its scales."""
-        return self.scaled(path, original_value(self._model, f"{path}.weight", _WIDE)).to(dtype)
+        return self.scaled(path, original_value(self._model, self._stored.slot(path), _WIDE)).to(dtype)
 
     def scaled(self, path: str, weight: torch.Tensor, here: slice = slice(None)) -> torch.Tensor:
         """Rows `here` of the checkpoint's weight, in fp64, with the scales that were folded."""

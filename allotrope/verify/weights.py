@@ -112,7 +112,7 @@ class _Looker:
         stored, order = self.stored, self.stored.narrow[path].order
         if order is not None and self._order(order) is not None:
             return None  # that is said of the order
-        raw, tag = self._model.read(f"{path}.weight")
+        raw, tag = self._model.read(stored.slot(path))
         original = as_torch(raw, tag)
         shape = stored.decoded(path, torch.float32, slice(0, 1)).shape[1:]
         if (rows := len(stored.tensor(f"{path}.scales")), *shape) != tuple(original.shape):
