@@ -62,24 +62,30 @@ ALLOTROPE_INLINE Codes16 narrow(const N& codes) {
     return bytes;
 }
 
-// Where a row's codes go: row `row` of a tile of `rows`, and their sums per group.
+ALLOTROPE_INLINE int32_t total(const N& sums) {
+    typedef int32_t Four __attribute__((vector_size(16)));
+    Four fours[4];
+    std::memcpy(fours, &sums, sizeof fours);
+    const Four found = (fours[0] + fours[1]) + (fours[2] + fours[3]);
+    return (found[0] + found[1]) + (found[2] + found[3]);
+}
+
+// Where codes go: row `row` of a tile of `rows`, and −factor · Σ codes of each stretch of `size` inputs.
 struct Place {
     int8_t* codes;
-    int32_t* sums;  // [groups][rows]
-    int64_t rows, row;
+    int32_t* sums;  // [stretches][rows]
+    int64_t rows, row, size;
+    int32_t factor;
 };
 
-// One row of x into its place, filled up with zeros to whole quads; returns its scale.
-// `sums` are −kZero · Σ codes, or, with `plain`, −Σ codes, for each `size` inputs.
+// Inputs [begin, end) of a row, the end of which is filled up with zeros to whole quads. They begin with a stretch.
 template <class Form>
-float encode(const float* x, int64_t width, int64_t size, bool plain, const Place& to) {
+void encode(const float* x, int64_t begin, int64_t end, float scale, const Place& to) {
     constexpr int kInputs = 4 * Form::kQuads;
-    const float scale = scale_of(peak_of(x, width));
     const bool finite = scale == scale;
-    const int32_t factor = plain ? -1 : -Form::kZero;
     const F divisor = splat(scale);
-    for (int64_t begin = 0, group = 0; begin < width; begin += size, ++group) {
-        const int64_t end = begin + size < width ? begin + size : width;
+    for (int64_t first = begin; first < end; first += to.size) {
+        const int64_t stop = first + to.size < end ? first + to.size : end;
         N sums{};
         const auto put = [&](int64_t at, const W& values, int64_t count) {
             N codes{};
@@ -88,24 +94,24 @@ float encode(const float* x, int64_t width, int64_t size, bool plain, const Plac
             Codes16 bytes = narrow(codes);
             if (Form::kQuads == 2)
                 bytes = __builtin_shufflevector(bytes, bytes, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-            int32_t quads[4];
-            std::memcpy(quads, &bytes, sizeof quads);
+            typedef int32_t Quads __attribute__((vector_size(16)));
+            const Quads quads = (Quads)bytes;
             int8_t* place = to.codes + (at / 4 * to.rows + to.row) * 4;
             const int64_t filled = (count + kInputs - 1) / kInputs * Form::kQuads;
-            for (int64_t i = 0; i < filled; ++i) std::memcpy(place + i * to.rows * 4, quads + i, 4);
+            ALLOTROPE_UNROLL(i, 4) {
+                const int32_t quad = quads[i];
+                if (count == kPanel || i < filled) std::memcpy(place + i * to.rows * 4, &quad, 4);
+            }
         };
-        int64_t at = begin;
-        for (; at + kPanel <= end; at += kPanel) put(at, load_wide(x + at), kPanel);
-        if (at < end) {
+        int64_t at = first;
+        for (; at + kPanel <= stop; at += kPanel) put(at, load_wide(x + at), kPanel);
+        if (at < stop) {
             alignas(64) float rest[kPanel] = {};
-            std::memcpy(rest, x + at, 4 * (end - at));
-            put(at, load_wide(rest), end - at);
+            std::memcpy(rest, x + at, 4 * (stop - at));
+            put(at, load_wide(rest), stop - at);
         }
-        int32_t sum = 0;
-        ALLOTROPE_PARTS(p) for (int i = 0; i < kLanes; ++i) sum += sums.at[p][i];
-        to.sums[group * to.rows + to.row] = factor * sum;
+        to.sums[first / to.size * to.rows + to.row] = -to.factor * total(sums);
     }
-    return scale;
 }
 
 ALLOTROPE_INLINE N given_quad(const int8_t* at) {
@@ -114,23 +120,46 @@ ALLOTROPE_INLINE N given_quad(const int8_t* at) {
     return repeat(quad);
 }
 
-// sums [kRows][kPanels] of code products over `count` pieces of 64 bytes a panel; `sums` begin as they are.
+// sums [kRows][kPanels] += code products over one piece, 64 bytes of a panel; with two sums of each, the second takes
+// every other quad.
+template <class Form, int kRows, int kPanels, int kSums>
+ALLOTROPE_INLINE void piece(const char* weights, int64_t stride, const int8_t* x, int first,
+                            N (&sums)[kSums][kRows][kPanels]) {
+    N quads[kPanels][Form::kQuads];
+    ALLOTROPE_UNROLL(c, kPanels) Form::split(load_whole(weights + c * stride), quads[c]);
+    ALLOTROPE_UNROLL(q, Form::kQuads) {
+        ALLOTROPE_UNROLL(r, kRows) {
+            const N given = given_quad(x + (q * kRows + r) * 4);
+            ALLOTROPE_UNROLL(c, kPanels) {
+                N& sum = sums[(first + q) % kSums][r][c];
+                ALLOTROPE_PARTS(p) sum.at[p] = Form::product(sum.at[p], quads[c][q].at[p], given.at[p]);
+            }
+        }
+    }
+}
+
+// sums [kRows][kPanels] += code products over `count` pieces. A sum waits for the one before it, so few of them are each
+// summed in two halves: integers do not mind.
 template <class Form, int kRows, int kPanels>
 ALLOTROPE_INLINE void dots(const char* weights, int64_t stride, const int8_t* x, int64_t count, Ahead& ahead,
                            N (&sums)[kRows][kPanels]) {
-    for (int64_t piece = 0; piece < count; ++piece) {
-        if (kRows < kTall) ahead.fetch<kPanels>(64);
-        N quads[kPanels][Form::kQuads];
-        ALLOTROPE_UNROLL(c, kPanels) Form::split(load_whole(weights + c * stride), quads[c]);
-        ALLOTROPE_UNROLL(q, Form::kQuads) {
-            ALLOTROPE_UNROLL(r, kRows) {
-                const N given = given_quad(x + (q * kRows + r) * 4);
-                ALLOTROPE_UNROLL(c, kPanels) ALLOTROPE_PARTS(p) sums[r][c].at[p] =
-                    Form::product(sums[r][c].at[p], quads[c][q].at[p], given.at[p]);
-            }
+    constexpr int kSums = kRows * kPanels < 4 ? 2 : 1, kStep = kSums > Form::kQuads ? 2 : 1;
+    constexpr int64_t kWidth = Form::kQuads * kRows * 4;
+    N parts[kSums][kRows][kPanels] = {};
+    ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) parts[0][r][c] = sums[r][c];
+    int64_t at = 0;
+    for (; at + kStep <= count; at += kStep) {
+        ALLOTROPE_UNROLL(i, kStep) {
+            if (kRows < kTall) ahead.fetch<kPanels>(64);
+            piece<Form, kRows, kPanels, kSums>(weights + 64 * i, stride, x + i * kWidth, i, parts);
         }
-        weights += 64;
-        x += Form::kQuads * kRows * 4;
+        weights += 64 * kStep;
+        x += kWidth * kStep;
+    }
+    if (kStep > 1 && at < count) piece<Form, kRows, kPanels, kSums>(weights, stride, x, 0, parts);
+    ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) {
+        sums[r][c] = parts[0][r][c];
+        if (kSums > 1) ALLOTROPE_PARTS(p) sums[r][c].at[p] += parts[kSums - 1][r][c].at[p];
     }
 }
 

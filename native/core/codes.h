@@ -14,39 +14,55 @@ namespace allotrope::ALLOTROPE_ISA {
 
 constexpr int64_t kAlone = 2;  // rows that every thread encodes for itself, which takes less time than to meet
 
+constexpr int64_t kStretch = 512;  // inputs of a tile that are encoded together, so that it is written in the nearest cache
+
 struct Coded {
     int8_t* codes;
     int32_t* sums;
     float* scales;
-    int64_t inputs;  // filled up
+    int64_t inputs;     // filled up
+    int64_t size;       // inputs of which there is one sum: a group's, or a stretch's
+    int64_t stretches;  // sums of a row
 
     // Where tile `t` of `height` rows begins.
-    ALLOTROPE_INLINE const int8_t* tile(int64_t t, int64_t height) const { return codes + t * height * inputs; }
+    ALLOTROPE_INLINE int8_t* tile(int64_t t, int64_t height) const { return codes + t * height * inputs; }
+    ALLOTROPE_INLINE int32_t* offsets(int64_t t, int64_t height) const { return sums + t * height * stretches; }
 };
 
 template <class Form>
-ALLOTROPE_INLINE Coded coded_at(const Product& product, int64_t rows, int64_t place) {
-    const int64_t inputs = up(product.x.width, 4 * Form::kQuads), groups = product.groups.count;
-    const int64_t codes = up(rows * inputs, 64), sums = up(rows * groups * 4, 64), scales = up(rows * 4, 64);
+ALLOTROPE_INLINE Coded coded_at(const Product& product, int64_t rows, bool grouped, int64_t place) {
+    const int64_t inputs = up(product.x.width, 4 * Form::kQuads), size = grouped ? product.groups.size : kStretch;
+    const int64_t stretches = (product.x.width + size - 1) / size;
+    const int64_t codes = up(rows * inputs, 64), sums = up(rows * stretches * 4, 64), scales = up(rows * 4, 64);
     char* at = product.workspace + place * (codes + sums + scales);
     return {reinterpret_cast<int8_t*>(at), reinterpret_cast<int32_t*>(at + codes),
-            reinterpret_cast<float*>(at + codes + sums), inputs};
+            reinterpret_cast<float*>(at + codes + sums), inputs, size, stretches};
 }
 
-// Row `row` of the rows [first, first + rows), which lie in tiles of `height`; beyond them all is zero.
-template <class Form>
-void encode_row(const Product& product, int64_t first, int64_t rows, int64_t height, int64_t row, const Coded& to) {
-    const Groups& groups = product.groups;
-    const int64_t t = row / height;
-    const Place place{to.codes + t * height * to.inputs, to.sums + t * height * groups.count, height, row % height};
-    if (row < rows) {
-        to.scales[row] = encode<Form>(product.x.row<float>(first + row), product.x.width, groups.size,
-                                      groups.zeros != nullptr, place);
-        return;
+// A share of the rows [first, first + rows) in tiles of kRows: tile after tile, some inputs at a time. What is beyond them
+// is zero.
+template <class Form, int kRows>
+void encode_tiles(const Product& product, int64_t first, int64_t rows, const Coded& to, const Team& team) {
+    const View& x = product.x;
+    const int64_t unit = to.size < kStretch ? kStretch : to.size, units = (x.width + unit - 1) / unit;
+    const Share mine((rows + kRows - 1) / kRows * units, team);
+    const int32_t factor = product.groups.zeros != nullptr ? 1 : Form::kZero;
+    float scales[kRows] = {};
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+        const int64_t t = item / units, begin = item % units * unit;
+        const int64_t end = begin + unit < x.width ? begin + unit : x.width;
+        if (item == mine.begin || begin == 0)
+            for (int64_t r = 0; r < kRows; ++r) {
+                const int64_t row = t * kRows + r;
+                scales[r] = row < rows ? scale_of(peak_of(x.row<float>(first + row), x.width)) : __builtin_nanf("");
+                if (begin == 0) to.scales[row] = scales[r];
+            }
+        for (int64_t r = 0; r < kRows; ++r) {
+            const int64_t row = t * kRows + r;  // one of none has no finite scale, so its codes are zero
+            const Place place{to.tile(t, kRows), to.offsets(t, kRows), kRows, r, to.size, factor};
+            encode<Form>(x.row<float>(row < rows ? first + row : first), begin, end, scales[r], place);
+        }
     }
-    for (int64_t quad = 0; quad < to.inputs / 4; ++quad)
-        std::memset(place.codes + (quad * height + place.row) * 4, 0, 4);
-    for (int64_t g = 0; g < groups.count; ++g) place.sums[g * height + place.row] = 0;
 }
 
 // a · b + c rounded once, on every machine: so that sums in groups have the same bits everywhere.
@@ -68,12 +84,16 @@ void tile_of_codes(const Product& product, const Coded& coded, int64_t t, int64_
     const Groups& groups = product.groups;
     const char* weights = product.weights + panel * product.stride;
     const int8_t* x = coded.tile(t, kRows);
-    const int32_t* offsets = coded.sums + t * kRows * groups.count;
+    const int32_t* offsets = coded.offsets(t, kRows);
     Ahead ahead(weights, product.stride, kPanels);
     N sums[kRows][kPanels];
     W totals[kRows][kPanels];
     if (!kGrouped) {
-        ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) sums[r][c] = repeat(offsets[r]);
+        ALLOTROPE_UNROLL(r, kRows) {
+            int32_t offset = 0;
+            for (int64_t i = 0; i < coded.stretches; ++i) offset += offsets[i * kRows + r];
+            ALLOTROPE_UNROLL(c, kPanels) sums[r][c] = repeat(offset);
+        }
         dots<Form, kRows, kPanels>(weights, product.stride, x, coded.inputs / kInputs, ahead, sums);
         ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) totals[r][c] = to_wide(sums[r][c]);
     } else {
@@ -119,18 +139,17 @@ void panels_of_codes(const Product& product, const Coded& coded, int64_t first, 
 
 template <class Form, bool kGrouped>
 void multiply_codes(const Product& product, Team& team) {
-    const int64_t rows = product.finish.out.rows, chunk_rows = rows <= kTall ? height_of(rows) : chunk_of(rows, kTall);
+    constexpr int kTop = kGrouped ? kTallGroups : kTall;
+    const int64_t rows = product.finish.out.rows, chunk_rows = rows <= kTall ? up(rows, kTop) : chunk_of(rows, kTop);
     const Share mine(product.panels(), team);
     for (int64_t first = 0; first < rows; first += chunk_rows) {
         const int64_t here = rows - first < chunk_rows ? rows - first : chunk_rows;
-        with_height(here, [&](auto height) {
-            constexpr int kRows = height.value, kMost = kGrouped && kRows == kTall ? 1 : kBroad;
-            constexpr int kPanels = kRows * kFlat <= kTall * kBroad / (kGrouped ? 2 : 1) ? kFlat : kMost;
+        with_height<kTop>(here, [&](auto height) {
+            constexpr int kRows = height.value, kPanels = kRows <= 4 ? 1 : kBroad;
             const int64_t tiles = (here + kRows - 1) / kRows;
-            const Coded coded = coded_at<Form>(product, tiles * kRows, rows <= kAlone ? team.index : 0);
+            const Coded coded = coded_at<Form>(product, tiles * kRows, kGrouped, rows <= kAlone ? team.index : 0);
             if (first) team.barrier();
-            const Share own(tiles * kRows, rows <= kAlone ? Team{} : team);
-            for (int64_t row = own.begin; row < own.end; ++row) encode_row<Form>(product, first, here, kRows, row, coded);
+            encode_tiles<Form, kRows>(product, first, here, coded, rows <= kAlone ? Team{} : team);
             if (rows > kAlone) team.barrier();
             panels_of_codes<Form, kGrouped, kRows, kPanels>(product, coded, first, here, mine);
         });

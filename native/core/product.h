@@ -21,15 +21,15 @@ struct Rows {
     static constexpr int value = kValue;
 };
 
-// The least height of a tile that holds so many rows; the rest of it is zeros.
-template <class Body>
+// The least height of a tile that holds so many rows, `kTop` at the most; the rest of it is zeros.
+template <int kTop = kTall, class Body>
 ALLOTROPE_INLINE void with_height(int64_t rows, Body body) {
     if (rows <= 1) return body(Rows<1>{});
-    if constexpr (kTall > 4)
+    if constexpr (kTop > 4)
         if (rows <= 4) return body(Rows<4>{});
     if constexpr (kTall > 8)
         if (rows <= 8) return body(Rows<8>{});
-    return body(Rows<kTall>{});
+    return body(Rows<kTop>{});
 }
 
 ALLOTROPE_INLINE int64_t height_of(int64_t rows) {
@@ -57,14 +57,13 @@ struct Product {
     ALLOTROPE_INLINE int64_t panels() const { return (finish.out.width + kPanel - 1) / kPanel; }
 };
 
-// Row `row` of a tile [inputs][height] that begins with row `first` of x and holds `rows` of it; zeros beyond.
-inline void interleave(const View& x, int64_t first, int64_t rows, int64_t height, int64_t inputs, int64_t row,
-                       float* to) {
-    const float* from = row < rows ? x.row<float>(first + row) : nullptr;
-    const int64_t width = from != nullptr ? x.width : 0;
-    to += row;
-    for (int64_t k = 0; k < width; ++k) to[k * height] = from[k];
-    for (int64_t k = width; k < inputs; ++k) to[k * height] = 0.0f;
+// Inputs [begin, end) of a tile [inputs][kRows] that begins with row `first` of x and holds `rows` of it; zeros beyond.
+template <int kRows>
+void interleave(const View& x, int64_t first, int64_t rows, int64_t begin, int64_t end, float* to) {
+    const float* from[kRows];
+    for (int64_t r = 0; r < kRows; ++r) from[r] = x.row<float>(r < rows ? first + r : first);
+    for (int64_t k = begin; k < end; ++k)
+        for (int64_t r = 0; r < kRows; ++r) to[k * kRows + r] = r < rows && k < x.width ? from[r][k] : 0.0f;
 }
 
 template <class Reader, bool kGrouped, int kRows, int kPanels>
@@ -94,19 +93,19 @@ void tiles_of_few(const Product& product, const float* x, int64_t inputs, const 
 template <class Reader, bool kGrouped>
 void product_of_few(const Product& product, Team& team) {
     const int64_t rows = product.finish.out.rows, inputs = up(product.x.width, Reader::kInputs);
-    const float* x = product.x.row<float>(0);
-    if (rows > 1 || inputs != product.x.width) {
-        auto* tiled = reinterpret_cast<float*>(product.workspace);
-        const int64_t height = height_of(rows);
-        const Share own(height, team);
-        for (int64_t row = own.begin; row < own.end; ++row) interleave(product.x, 0, rows, height, inputs, row, tiled);
-        team.barrier();
-        x = tiled;
-    }
     with_height(rows, [&](auto height) {
         constexpr int kRows = height.value;
-        if constexpr (kRows <= kFew<Reader>)
+        if constexpr (kRows <= kFew<Reader>) {
+            const float* x = product.x.row<float>(0);
+            if (rows > 1 || inputs != product.x.width) {
+                auto* tiled = reinterpret_cast<float*>(product.workspace);
+                const Share own(inputs, team, kPanel);
+                interleave<kRows>(product.x, 0, rows, own.begin, own.end, tiled);
+                team.barrier();
+                x = tiled;
+            }
             tiles_of_few<Reader, kGrouped, kRows>(product, x, inputs, Share(product.panels(), team));
+        }
     });
 }
 
@@ -184,11 +183,8 @@ void product_of_many(const Product& product, Team& team) {
                     reinterpret_cast<W*>(mine_at + kBroad * kBlock * kPanel), mine_at};
         if (first) team.barrier();
         const Share tiles(chunk.tiles(), team);
-        for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-            const int64_t left = chunk.rows - t * kTall;
-            for (int64_t row = 0; row < kTall; ++row)
-                interleave(product.x, first + t * kTall, left, kTall, inputs, row, x + t * kTall * inputs);
-        }
+        for (int64_t t = tiles.begin; t < tiles.end; ++t)
+            interleave<kTall>(product.x, first + t * kTall, chunk.rows - t * kTall, 0, inputs, x + t * kTall * inputs);
         team.barrier();
         for (int64_t panel = mine.begin; panel < mine.end; panel += kStrip * kBroad) {
             const int64_t left = mine.end - panel;

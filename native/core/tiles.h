@@ -14,21 +14,24 @@ constexpr int64_t kBlock = 256;  // inputs that are summed by themselves where t
 
 #if defined(__AVX512F__)
 constexpr int kTall = 12, kBroad = 2;  // rows of the tallest tile, and its panels: 24 of 32 registers hold sums
+constexpr int kTallGroups = 6;         // of codes in groups, where there are sums of integers beside those of fp32
 constexpr int kFlat = 4;               // panels of a tile of few rows
 #elif defined(__AVX2__)
 constexpr int kTall = 6, kBroad = 1;  // 12 of 16
+constexpr int kTallGroups = 3;
 constexpr int kFlat = 2;
 #elif defined(__aarch64__)
 constexpr int kTall = 5, kBroad = 1;  // 20 of 32
+constexpr int kTallGroups = 3;
 constexpr int kFlat = 2;
 #else
-constexpr int kTall = 2, kBroad = 1;
+constexpr int kTall = 2, kBroad = 1, kTallGroups = 2;
 constexpr int kFlat = 1;
 #endif
 
 // What is read next, for few rows: the machine sees no further ahead than the instructions that it holds, and with
 // several rows those cover little memory. At a panel's end the panels that follow are next.
-constexpr int64_t kAhead = 2048;  // bytes
+constexpr int64_t kAhead = 4096;  // bytes; half as many where several panels are read side by side
 
 struct Ahead {
     const char* next;  // of the first panel of those that are read together
@@ -36,7 +39,7 @@ struct Ahead {
     int64_t stride, jump;
 
     ALLOTROPE_INLINE Ahead(const char* panel, int64_t stride, int panels)
-        : next(panel + kAhead), end(panel + stride), stride(stride), jump((panels - 1) * stride) {}
+        : next(panel + (panels == 1 ? kAhead : kAhead / 2)), end(panel + stride), stride(stride), jump((panels - 1) * stride) {}
 
     template <int kPanels>
     ALLOTROPE_INLINE void fetch(int64_t bytes) {

@@ -9,6 +9,7 @@ PANELS = {"weight": "panels", "bias": "rows"}
 PANEL = 16  # outputs
 _TALLEST, _CHUNK = 12, 240  # rows of the tallest tile, and of a chunk, on any instruction set
 _STRIP, _BLOCK = 8, 256  # panels that a thread takes together; inputs of a block
+_STRETCH = 512  # inputs of whose codes there is one sum, where there are no groups
 _FILLED = 8  # to a multiple of what inputs are filled up
 
 
@@ -31,8 +32,9 @@ def room(problem: Problem, threads: int) -> int:
 
 
 def coded_room(problem: Problem, threads: int) -> int:
-    """Codes of activations, their sums in each group and their scales; for one row or two each thread's own."""
+    """Codes of activations, their sums per group or stretch, their scales; for one row or two each thread's own."""
     rows = _rows(problem)
-    inputs, groups = _up(problem.axes["in"], _FILLED), problem.axes["groups"]
-    one = aligned(rows * inputs) + aligned(4 * rows * groups) + aligned(4 * rows)
+    inputs = _up(problem.axes["in"], _FILLED)
+    sums = max(problem.axes["groups"], -(-inputs // _STRETCH))
+    one = aligned(rows * inputs) + aligned(4 * rows * sums) + aligned(4 * rows)
     return one * (threads if problem.axes["rows"] <= 2 else 1)
