@@ -23,7 +23,7 @@ def rewrite(plan: Plan, policy: Policy) -> Plan:
     weights, calls = dict(plan.weights), list[Call]()
     heads = {call.ins["weight"]: call.path for call in plan.calls if call.op == "linear"}
     for call in plan.calls:
-        tied = heads.get(call.ins["table"]) if call.op == "embed" else None
+        tied = heads.get(call.ins["table"], "") if call.op == "embed" else ""
         if tied in narrow:
             calls.append(_looked_up(call, narrow[tied], tied))
         elif tied in stored:
