@@ -89,8 +89,8 @@ def _fusions(whole: Manifest) -> Iterator[Part]:
             yield Part(fusion.name, Change({"without": one}), Change({"plus": _needed(fusion.name, inside)}))
         else:
             yield Part(fusion.name, reason=told.get(fusion.name, "the builder did not try it").removeprefix("not in: "))
-    if len(inside) > 1:
-        yield Part(FUSED, Change({"without": inside}), Change({"plus": inside}))
+    why = None if len(inside) > 1 else f"no fusion is in but {inside[0]}" if inside else "no fusion is in"
+    yield Part(FUSED, Change({"without": inside}), Change({"plus": inside}), reason=why)
 
 
 def _needed(name: str, inside: Sequence[str]) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def _tactics(whole: Manifest, setting: Setting) -> Iterator[Part]:
     yield Part(TUNING, Change({"tune": "off"}), reason=why, not_alone=nothing)
     for op, names in used.items():
         usual = op == "attention"
-        yield Part(op, Change({"without": (op,)}), Change({"plus": (op,), **tuned}), usual=usual)
+        yield Part(op, Change({"without": (op,)}), Change({"plus": (op,), **tuned}), usual=usual or op == "linear")
         for name in dict.fromkeys(names):
             inner = f"{op}/{name}"
             note = f"beside its runner-up; for {op}'s reference see {op}"
