@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from allotrope.cli import main
 from allotrope.explain import timeline
 from allotrope.explain.drive import Asked, Run
 from allotrope.explain.session import Setting, explain
@@ -131,3 +133,22 @@ def test_a_gpus_steps_end_when_the_host_had_them_and_nvtx_hears_of_spans(run: Ru
     inner, outer = spans.found
     assert (inner.depth, outer.depth) == (1, 0) and outer.begin <= inner.begin <= inner.end <= outer.end
     assert outer.own == pytest.approx(outer.end - outer.begin - (inner.end - inner.begin))
+
+
+def test_a_load_has_one_too_without_what_warmed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = write(tmp_path / "engine", PLAN, random_weights(LLAMA)), tmp_path / "load.json"
+    load = ["--load", "5", "--prompt-lengths", "9", "--output-lengths", "4", "--threads", "1"]
+    assert main(["bench", str(folder), *load, "--trace", str(path)]) == 0
+    assert f"timeline: {path}" in capsys.readouterr().out
+    found = lanes(json.loads(path.read_text()))
+    assert {name for name in found if name.startswith("request")} == {f"request {i}" for i in range(1, 6)}
+    for name in found:
+        if name.startswith("request"):
+            assert [event["name"] for event in found[name]] == ["queued", "prefill", "decode"]
+    steps = [event for event in found["executor"] if event.get("args", {}).get("tokens")]
+    assert sum(event["args"]["tokens"] for event in steps) == 5 * (9 + 3)
+    assert all(event["ts"] >= 0 for events in found.values() for event in events)
+    assert main(["bench", str(folder), *load, "--trace", str(tmp_path / "none" / "t.json")]) == 2
+    assert "the trace cannot be written: its folder is not there" in capsys.readouterr().err

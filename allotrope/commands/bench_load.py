@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from allotrope.artifact.engine import Engine
     from allotrope.bench.load import Measured
     from allotrope.bench.workload import Workload
+    from allotrope.explain.watch import Seen
     from allotrope.runtime.opening import Opened
 
 _USUAL = 128  # tokens, where no length is given
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--requests", type=int, metavar="N", help="FILE: the first N only (all)")
     group.add_argument("--speedup", type=float, metavar="X", help="FILE: arrivals X times as fast; inf: at once (1)")
     group.add_argument("--scale", type=float, metavar="X", help="FILE: lengths times X (so that the longest fits)")
+    group.add_argument("--trace", type=Path, metavar="FILE", help="write a timeline that ui.perfetto.dev opens")
     group.add_argument(
         "--priority", type=float, default=0.0, metavar="SHARE", help="this share of the requests goes first (0)"
     )
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def first_given(args: argparse.Namespace) -> str | None:
     """An option of a load that was given although there is none."""
-    names = (*_ONLY_DRAWN, *_ONLY_TRACE, "priority")
+    names = (*_ONLY_DRAWN, *_ONLY_TRACE, "priority", "trace")
     return next((f"--{name.replace('_', '-')}" for name in names if getattr(args, name)), None)
 
 
@@ -59,25 +61,26 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from allotrope.bench import keep
     from allotrope.bench.load import measure
     from allotrope.bench.watch import Watched
+    from allotrope.explain.spans import Spans
+    from allotrope.explain.watch import Seen, WatchedLoop
     from allotrope.hw import detect, peaks
     from allotrope.runtime.loop import Loop
     from allotrope.runtime.opening import open_folder
 
     _check(args)
     options = generation.runtime_options(args, **({"policy": "priority"} if args.priority else {}))
-    opened = open_folder(building.engine_folder(args, out, running=("max_len",)), options)
+    opened = open_folder(building.engine_folder(args, out, running=("max_len",)), options, timed=args.trace is not None)
     try:
         workload = _workload(args, opened)
         device = detect.detect(opened.engine.manifest.device["kind"] if args.device == "auto" else args.device)
-        watched = Watched(opened.executor)
-        loop = Loop(
-            watched,
-            opened.loop.scheduler,
-            opened.tokenizer,
-            opened.limits,
-            skip_step=options.skip_step,
-            check_step=options.check_step,
-        )
+        watched, seen = Watched(opened.executor), Seen(Spans())
+        looks = {"skip_step": options.skip_step, "check_step": options.check_step}
+        if args.trace is None:
+            loop = Loop(watched, opened.loop.scheduler, opened.tokenizer, opened.limits, **looks)
+        else:
+            loop = WatchedLoop(
+                opened, seen, executor=watched, skip_step=options.skip_step, check_step=options.check_step
+            )
         plan, ceilings = opened.engine.manifest.plan, peaks.load(device)
         with out.progress(len(workload.jobs), "requests") as bar:
             found = measure(loop, watched, plan, workload, ceilings=ceilings, ended=bar.advance)
@@ -85,6 +88,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         opened.executor.close()
     figures = found.to_json()
     _print(found, figures, out)
+    if args.trace is not None:
+        _timeline(args, seen, len(workload.jobs), opened, out)
     facts = keep.environment(device, opened.engine, options)
     _keep(args.out, opened.engine, {**results.stamp(opened.engine.path, args.command), **facts}, found, out)
     out.result({"load": figures})
@@ -123,8 +128,22 @@ def _check(args: argparse.Namespace) -> None:
             lengths.parse(f"--{name}-lengths", spec)
     if traced:
         trace.read(Path(args.load), args.requests)
+    if args.trace is not None:
+        from allotrope.explain import timeline
+
+        timeline.check_path(args.trace)
     if args.out is not None:
         results.make_folder(args.out)
+
+
+def _timeline(args: argparse.Namespace, seen: Seen, jobs: int, opened: Opened, out: Output) -> None:
+    """Write what happened, without the requests that warmed up."""
+    from allotrope.explain import timeline
+
+    whole, began = seen.without_first(len(seen.lives) - jobs)
+    about = {"command": args.command, "engine": str(opened.engine.path)}
+    timeline.write(args.trace, whole, opened.engine.manifest.plan, began, about)
+    out.line(f"timeline: {args.trace} (ui.perfetto.dev opens it)")
 
 
 def _workload(args: argparse.Namespace, opened: Opened) -> Workload:

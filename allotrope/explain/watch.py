@@ -61,6 +61,14 @@ class Seen:
     lives: dict[Request, Life] = field(default_factory=dict)
     pages: list[tuple[float, int]] = field(default_factory=list)  # in use, after each step
 
+    def without_first(self, requests: int) -> tuple[Seen, float]:
+        """What came after the first so many requests, and when the next one was queued."""
+        lives = dict(list(self.lives.items())[requests:])
+        began = min(life.queued for life in lives.values())
+        spans = Spans(found=[span for span in self.spans.found if span.begin >= began])
+        steps = [one for one in self.steps if one.launched[0] >= began]
+        return Seen(spans, steps, lives, [one for one in self.pages if one[0] >= began]), began
+
 
 class _Executor:
     """Hands steps on and takes their times."""
@@ -120,11 +128,20 @@ class _Scheduler:
 class WatchedLoop(Loop):
     """The loop itself, with a span around each step and around what is taken in of it."""
 
-    def __init__(self, opened: Opened, seen: Seen, *, skip_step: int = 0, check_step: int = 1) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        seen: Seen,
+        *,
+        executor: Executor | None = None,
+        skip_step: int = 0,
+        check_step: int = 1,
+    ) -> None:
+        """`executor`: what stands for the engine's own, which it hands its steps on to."""
         scheduler = cast("Scheduler", _Scheduler(opened.loop.scheduler, seen))
-        executor = _Executor(opened.executor, seen)
-        times = {"skip_step": skip_step, "check_step": check_step}
-        super().__init__(executor, scheduler, opened.tokenizer, opened.limits, **times)
+        watched = _Executor(executor or opened.executor, seen)
+        looks = {"skip_step": skip_step, "check_step": check_step}
+        super().__init__(watched, scheduler, opened.tokenizer, opened.limits, **looks)
         self._seen = seen
 
     def submit(self, generation: Generation) -> None:
