@@ -51,9 +51,10 @@ def found(folder: Path, asked: Asked, ceilings: Ceilings | None = CEILINGS, **op
 
 
 @pytest.fixture(autouse=True)
-def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three pairs of runs say enough here."""
+def _few_runs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Three pairs of runs say enough here; the ceilings that these tests keep are nobody else's."""
     monkeypatch.setattr(drive, "PAIRS", 3)
+    monkeypatch.setenv("ALLOTROPE_CACHE", str(tmp_path_factory.getbasetemp() / "explain-cache"))
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -40,9 +40,10 @@ NEAREST = {"method": "nearest"}
 
 
 @pytest.fixture(autouse=True)
-def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three pairs of runs say enough here."""
+def _few_runs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Three pairs of runs say enough here; the ceilings that these tests keep are nobody else's."""
     monkeypatch.setattr(drive, "PAIRS", 3)
+    monkeypatch.setenv("ALLOTROPE_CACHE", str(tmp_path_factory.getbasetemp() / "explain-cache"))
 
 
 def made(out: Path, **options: Any) -> Path:

@@ -77,7 +77,6 @@ def runs(
 ) -> Runs:
     """Warm both up, then run them in turns."""
     random = np.random.default_rng([seed, 1])
-    looks = {"skip_step": options.skip_step, "check_step": options.check_step}
     clocked, bare = list[Run](), list[float]()
     began = time.perf_counter()
     for pair in range(-1, PAIRS):
@@ -87,7 +86,8 @@ def runs(
             prompts = _prompts(timed, asked, random)
             if turn:
                 seen = Seen(Spans(ranges))
-                start, end = _answer(timed, WatchedLoop(timed, seen, **looks), prompts, asked.output, seen.spans)
+                loop = WatchedLoop(timed, seen, skip_step=options.skip_step, check_step=options.check_step)
+                start, end = _answer(timed, loop, prompts, asked.output, seen.spans)
                 clocked.append(Run(start, end, seen))
             else:
                 start, end = _answer(plain, plain.loop, prompts, asked.output, None)
