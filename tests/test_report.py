@@ -15,7 +15,8 @@ import pytest
 
 from allotrope.cli import main
 from tests import report_kit as kit
-from tests.schemas import fits
+from tests import report_results as results
+from tests.schemas import fits, fits_kept
 
 SECTIONS = (
     *("What was asked", "Environment", "Engine passport", "Verdict", "What the formats cost", "Speed", "Roofline"),
@@ -35,6 +36,12 @@ def made(tmp_path: Path, *engines: Path, more: tuple[object, ...] = ()) -> str:
 @pytest.fixture
 def whole(tmp_path: Path) -> str:
     return made(tmp_path, kit.full(tmp_path / "engine"))
+
+
+def test_what_these_tests_read_is_what_the_verbs_keep(tmp_path: Path) -> None:
+    folder = kit.full(tmp_path / "engine")
+    for verb in kit.VERBS:
+        fits_kept(verb, folder)
 
 
 def test_the_page_is_whole(whole: str) -> None:
@@ -79,7 +86,7 @@ def test_every_figure_names_its_command_and_date(whole: str) -> None:
     own = [figure for figure in figures if ">Commands<" not in figure and ">Tactics chosen<" not in figure]
     assert len(figures) - len(own) == 2  # the list of commands itself, and what engine.json says
     for figure in own:
-        assert "<code>allotrope " in figure and "29 November 2026, 15:05 UTC" in figure, figure[:300]
+        assert "<code>allotrope " in figure and "29 Nov 2026, 15:05 UTC" in figure, figure[:300]
 
 
 def test_every_plot_has_words_and_a_table(whole: str) -> None:
@@ -98,7 +105,20 @@ def test_figures_come_from_the_files(whole: str, tmp_path: Path) -> None:
         *("256 thousand parameters", "int4 weights at 4.5 bits", "runner-up", "torch_flip4, 44.7 µs"),
         *("a cpu has no launches to save", "0.0081", "97.4 %", "223 of 224", "token 18 after prompt"),
         *("blocks.0.mlp.down", "31 tokens/s", "llama.cpp", "5.17.0", "not installed; python -m", "460 tokens/s"),
-        *("−0.42", "−1.6 to +0.8", "12.31", "55 % of the time", "331 ms", "limit 43.7 tokens/s", "99.9 % of the time"),
+        *(
+            "−0.42",
+            "−1.6 to +0.8",
+            "12.3112",
+            "1.00500 times the original's",
+            "45 %",
+            "−0.15 to 0",
+            "the engine's limit is 2048 tokens",
+            "55 % of the time",
+            "−3.3 %",
+            "331",
+            "limit 43.7 tokens/s",
+            "99.9 % of the time",
+        ),
         *("1.31 s", "−360 ms", "Sort the list.", "rounding explains it", "wide: asked for"),
     ):
         assert words in text, words
@@ -126,8 +146,13 @@ def test_foreign_text_stays_text(tmp_path: Path) -> None:
             return [poisoned(item, key) for item in value]
         return value + HOSTILE if isinstance(value, str) and key not in keep else value
 
-    results = {"verify": kit.verify(), "bench": kit.bench(), "summarize": kit.summarize(), "explain": kit.explain()}
-    folder = kit.full(tmp_path / "bad", poisoned(results))
+    bad = {
+        "verify": results.verify(),
+        "bench": results.bench(),
+        "summarize": results.summarize(),
+        "explain": results.explain(),
+    }
+    folder = kit.full(tmp_path / "bad", poisoned(bad))
     kit.engine(folder, **poisoned({"family": "x", "source": {"path": "y"}, "device": kit.DEVICE}))
     text = made(tmp_path, folder)
     page = kit.Page(text)
@@ -166,7 +191,7 @@ def test_foreign_text_stays_text(tmp_path: Path) -> None:
 def test_no_speed_without_a_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any] | None, word: str, alarm: str
 ) -> None:
-    folder = kit.full(tmp_path / "engine", {"verify": None if changed is None else kit.verify(**changed)})
+    folder = kit.full(tmp_path / "engine", {"verify": None if changed is None else results.verify(**changed)})
     code = main(["report", str(folder), "-o", str(tmp_path / "r.html"), "--json"])
     out = json.loads(capsys.readouterr().out)
     fits("report", out)
@@ -208,13 +233,13 @@ def test_a_proven_engine_has_no_red(whole: str) -> None:
 
 def test_engines_stand_side_by_side(tmp_path: Path) -> None:
     good = kit.full(tmp_path / "good")
-    bad = kit.full(tmp_path / "bad", {"verify": kit.verify(verdict="degraded", passed=False)})
+    bad = kit.full(tmp_path / "bad", {"verify": results.verify(verdict="degraded", passed=False)})
     text = made(tmp_path, good, bad)
     page = kit.Page(text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert not page.problems and len(set(ids)) == len(ids)
     assert re.search(r'<nav class="switch".*href="#engine-1">good<.*href="#engine-2">bad<', text)
-    assert text.count('<article class="engine"') == 2 and "2 engines, 1 of them proven" in page.text
+    assert text.count('<div class="engine"') == 2 and "2 engines, 1 of them proven" in page.text
     assert '<p class="bad" role="note">bad: Verification failed' in text
 
 
@@ -225,7 +250,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_large_engine_fits_a_page(tmp_path: Path) -> None:
     """Eighty blocks, hundreds of weights, a hundred cells and samples by the million: under 6 MB, in seconds."""
-    verify, bench, summarize = kit.verify(), kit.bench(), kit.summarize()
+    verify, bench, summarize = results.verify(), results.bench(), results.summarize()
     layers = verify["levels"]["layers"]
     layers["rows"] = [{**layers["rows"][1], "block": f"blocks.{i}"} for i in range(80)]
     verify["attribution"]["modules"] *= 200

@@ -13,6 +13,7 @@ from allotrope.report import figures
 from allotrope.report.escape import markdown, script_json, visible
 from allotrope.report.plots.scale import linear, log
 from tests import report_kit as kit
+from tests import report_results as results
 from tests.schemas import fits
 
 
@@ -54,7 +55,7 @@ def test_a_broken_file_is_named_and_the_rest_is_shown(
 
 def broken(verb: str) -> Any:
     """A result with one value of the wrong form, and where it is."""
-    found = getattr(kit, {"eval": "evaluated"}.get(verb, verb))()
+    found = getattr(results, {"eval": "evaluated"}.get(verb, verb))()
     match verb:
         case "verify":
             found["levels"]["layers"]["rows"][3]["injected"] = "small"
@@ -97,7 +98,7 @@ def test_files_of_no_known_kind_are_named(tmp_path: Path, capsys: pytest.Capture
 
 def test_result_files_belong_to_the_engine_before_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (kit.full(tmp_path / name, {"ablate": None}) for name in ("a", "b"))
-    kit.write(tmp_path / "parts.json", kit.ablate())
+    kit.write(tmp_path / "parts.json", results.ablate())
     call(capsys, first, tmp_path / "parts.json", second, "-o", tmp_path / "r.html", "--quiet")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "From bare to all on" in text and text.count("This makes it: <code>allotrope ablate") == 1
@@ -126,7 +127,7 @@ def test_usage_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_what_people_read_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = kit.full(tmp_path / "engine", {"verify": kit.verify(verdict="degraded", passed=False)})
+    folder = kit.full(tmp_path / "engine", {"verify": results.verify(verdict="degraded", passed=False)})
     code, out, _ = call(capsys, folder, "-o", tmp_path / "r.html")
     assert code == 0 and max(map(len, out.splitlines()[:-1])) <= 80
     assert out.startswith("engine: degraded. Verification failed") and "opens in any browser" in out
@@ -147,7 +148,7 @@ def test_figures_in_words() -> None:
         "12.3×",
         "150×",
     ]
-    assert figures.date("2026-11-29T15:05:09Z") == "29 November 2026, 15:05 UTC"
+    assert figures.date("2026-11-29T15:05:09Z") == "29 Nov 2026, 15:05 UTC"
     assert figures.date("2026-99-29T15:05:09Z") == "2026-99-29T15:05:09Z" and "unknown" in figures.date(None)
 
 

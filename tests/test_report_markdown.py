@@ -14,6 +14,7 @@ from allotrope.errors import UsageError
 from allotrope.report import pictures
 from allotrope.report.escape import fenced
 from tests import report_kit as kit
+from tests import report_results as results
 
 PLOTS = ("layers", "weights", "attribution", "speed", "roofline", "time", "ablation", "timeline", "rouge")
 
@@ -53,7 +54,7 @@ def test_all_of_it_is_there(tmp_path: Path) -> None:
         width, height = size(path)
         assert width == 2 * 736 and height > 150 and path.stat().st_size > 8000, name  # a blank one has 3,000 bytes
     assert text.count("<details>") == text.count("</details>") > 9 and "[!CAUTION]" not in text
-    assert "<sub>`allotrope bench engine` · 29 November 2026, 15:05 UTC</sub>" in text
+    assert "<sub>`allotrope bench engine` · 29 Nov 2026, 15:05 UTC</sub>" in text
     assert "| ROUGE-1 | 31.20 | 31.60 | −0.42 | −1.6 to +0.8 | 0.51 | 1.9 |" in text
 
 
@@ -72,7 +73,7 @@ def test_several_engines_have_their_own_plots(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("drawing")
 def test_foreign_text_stays_text(tmp_path: Path) -> None:
-    summaries = kit.summarize()
+    summaries = results.summarize()
     evil = "````\n# [x](http://evil) <img src=x> | `y`\n\u202e"
     summaries["samples"][1] |= {"id": evil, "engine": evil}
     text = made(tmp_path, kit.full(tmp_path / "engine", {"summarize": summaries}))

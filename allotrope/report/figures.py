@@ -8,10 +8,7 @@ import time
 _POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE = "–"
 _PLAIN = (1e-3, 1e7)  # what lies outside is said with powers of ten
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def number(value: float | None) -> str:
@@ -84,7 +81,12 @@ def times(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """A difference with its sign."""
-    return NONE if value is None else f"{'+' if value > 0 else '−' if value < 0 else '±'}{number(abs(value))}"
+    return NONE if value is None else f"{'+' if value > 0 else '−' if value < 0 else ''}{number(abs(value))}"
+
+
+def signed_percent(share: float | None) -> str:
+    """A relative difference with its sign."""
+    return NONE if share is None else f"{'+' if share > 0 else '−' if share < 0 else '±'}{percent(abs(share))}"
 
 
 def flops(value: float | None) -> str:
@@ -103,7 +105,7 @@ def some(count: int, what: str) -> str:
 
 
 def date(text: str | None) -> str:
-    """`29 November 2026, 15:05 UTC`; other forms as they are."""
+    """`29 Nov 2026, 15:05 UTC`; other forms as they are."""
     if text is None or not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text):
         return text or "at an unknown time"
     try:

@@ -98,11 +98,11 @@ class Renderer:
             f"{self._rows(table)}{note}{_source(table.source)}</figure>"
         )
 
-    def _rows(self, table: Table) -> str:
+    def _rows(self, table: Table, name: str = "") -> str:
         sort = " data-sort" if table.sortable else ""
         head = "".join(_head(column) for column in table.columns)
         body = "".join(f"<tr>{_row(row, table.columns)}</tr>" for row in table.rows)
-        name = markup(table.title)
+        name = markup(name or table.title)
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
             f"<table{sort}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -110,12 +110,13 @@ class Renderer:
 
     def _plot(self, plot: Plot) -> str:
         title = self._names.new(f"{self._prefix}plot-{plot.name}")
+        data = f"{plot.title}: the figures"
         drawn = plot.draw(WIDE).inline("wide") + plot.draw(NARROW).inline("narrow")
         return (
             f'<figure class="plot" aria-labelledby="{title}"><figcaption><p class="title" id="{title}">'
             f'{markup(plot.title)}</p><p class="says">{markup(plot.says)}</p></figcaption>'
             f'<div class="drawn">{drawn}</div>'
-            f"<details><summary>The figures as a table</summary>{self._rows(plot.data)}</details>"
+            f"<details><summary>The figures as a table</summary>{self._rows(plot.data, data)}</details>"
             f"{_source(plot.source)}</figure>"
         )
 
@@ -133,7 +134,7 @@ def _head(column: Column) -> str:
 def _row(row: tuple[Cell, ...], columns: tuple[Column, ...]) -> str:
     made = []
     for i, (cell, column) in enumerate(zip(row, columns, strict=True)):
-        short = "short" if i == 0 and len(cell.text) <= _SHORT else ""
+        short = "short" if not cell.code and len(cell.text) <= _SHORT else ""
         kinds = " ".join(kind for kind in ("number" if column.numeric else "", cell.tone, short) if kind)
         marks = f' class="{kinds}"' if kinds else ""
         marks += f' data-order="{cell.order!r}"' if cell.order is not None else ""

@@ -100,8 +100,8 @@ def _article(account: Account, names: Names, place: int, several: bool) -> _Part
     whose = f", {markup(account.subject.name)}" if several else ""
     contents = f'<nav class="contents" aria-label="On this page{whose}"><ul>{links}</ul></nav>'
     html = (
-        f'<article class="engine" id="engine-{place + 1}">'
-        f"{answer.html(account.answer, renderer, heading)}{contents}{''.join(made)}</article>"
+        f'<div class="engine" id="engine-{place + 1}">'
+        f"{answer.html(account.answer, renderer, heading)}{contents}{''.join(made)}</div>"
     )
     return _Part(html, tuple(anchors))
 

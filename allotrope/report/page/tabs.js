@@ -2,7 +2,7 @@
 (() => {
   const nav = document.querySelector("nav.switch");
   if (!nav) return;
-  const panels = [...document.querySelectorAll("article.engine")];
+  const panels = [...document.querySelectorAll(".engine")];
   const list = document.createElement("div");
   list.className = "tablist";
   list.setAttribute("role", "tablist");

@@ -28,6 +28,7 @@ def draw(width: int, points: Sequence[Point], said: Callable[[float], str]) -> D
     drawing = Drawing(width, len(points) * _ROW + _BOTTOM)
     left = min(max([text_width(point.name) for point in points], default=0) + 14, width * 0.3)
     ends = [end for point in points for end in (point.value, point.low, point.high) if end is not None]
+    ends += [-1.0, 1.0] if not any(ends) else []  # nothing differs: zero lies in the middle
     scale = linear(ends, left + 10, width - 16, room=0.08)
     bottom = drawing.height - _BOTTOM
     for tick in scale.ticks(4 if width < 500 else 7):

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from allotrope.report import figures
-from allotrope.report.blocks import BAD, PLAIN, QUIET, Block, Cell, Paragraph, Plot, Section, Source, Table
+from allotrope.report.blocks import (
+    BAD,
+    PLAIN,
+    QUIET,
+    WARN,
+    Block,
+    Cell,
+    Paragraph,
+    Plot,
+    Section,
+    Sentences,
+    Source,
+    Table,
+)
 from allotrope.report.plots import waterfall
 from allotrope.report.sections.common import alarm, cell, columns, source, text
 from allotrope.report.sources import Subject
@@ -23,17 +37,33 @@ def section(subject: Subject, standing: Standing) -> Section:
         path = subject.engine.path("source", "path")
         checkpoint = path.as_text() if path is not None else "CKPT"
         return Section("ablation", "What each part buys", missing=f"allotrope ablate {checkpoint}")
-    came = source(subject, found)
+    came = _source(subject, found)
     rows = found.need("rows").items()
-    blocks: list[Block] = [*alarm(standing), *_waterfall(rows, _apart(found), came), _table(rows, came)]
+    words = found.words("words")
+    told = [Paragraph((words,))] if words else []
+    if found.flag("interrupted"):
+        told.append(Paragraph(("It was interrupted; rows that were not reached have no figures.",), WARN))
+    blocks: list[Block] = [*alarm(standing), *told, *_waterfall(rows, _apart(found), came), _table(rows, came)]
+    together = []
     for one in found.each("interactions"):
         whole, product, factor = (one.number(key) for key in ("whole", "product", "interaction"))
         told = (
             f"Together {figures.times(whole)}; {one.words('what')} would multiply to {figures.times(product)}: "
             f"a factor of {figures.number(factor)} lies in how they act together."
         )
-        blocks.append(Paragraph((told,)))
+        together.append(told)
+    blocks.append(Sentences(tuple(together)))
     return Section("ablation", "What each part buys", tuple(blocks))
+
+
+def _source(subject: Subject, found: Value) -> Source:
+    """An ablation builds its engines itself, so what must agree is the checkpoint."""
+    came = source(subject, found)
+    theirs, ours = found.path("environment", "engine", "source"), subject.engine.path("source", "digest")
+    same = theirs is not None and ours is not None and theirs.raw == ours.raw
+    return replace(
+        came, stale="" if same or not came.stale else "Of another checkpoint than this engine is built from."
+    )
 
 
 def _waterfall(rows: Sequence[Value], apart: set[str], came: Source) -> list[Block]:
@@ -83,6 +113,14 @@ def _waterfall(rows: Sequence[Value], apart: set[str], came: Source) -> list[Blo
     return [Plot("ablation", "From bare to all on", says, draw, data, came)]
 
 
+def _judged(row: Value) -> Cell:
+    """The verdict's word, or why there is none; a leak is what rounding does not explain."""
+    verdict, reason = row.words("verdict"), row.words("reason")
+    if row.flag("leaks"):
+        return text(f"{verdict}: costs more than its format explains", BAD)
+    return text(verdict or reason, BAD if verdict == _DEGRADED else QUIET if reason else PLAIN)
+
+
 def _apart(found: Value) -> set[str]:
     """The parts that share nothing, where the result says which: only their costs can be laid end to end."""
     for one in found.each("interactions"):
@@ -98,13 +136,12 @@ def _part(row: Value) -> str:
 def _table(rows: Sequence[Value], came: Source) -> Table:
     shown = []
     for row in rows:
-        name, reason = row.need("name").as_text(), row.words("reason")
+        name = row.need("name").as_text()
         latency, gain, interval = row.number("latency_ms"), row.number("gain"), row.at("gain_interval")
         between = ""
         if interval is not None and len(interval.items()) == 2:
             low, high = (end.as_number() for end in interval.items())
             between = f"{figures.times(low)} to {figures.times(high)}"
-        verdict = row.words("verdict")
         noise = row.flag("more_than_noise") is False
         memory, build, kl = row.number("memory_bytes"), row.number("build_seconds"), row.number("kl")
         shown.append(
@@ -116,7 +153,7 @@ def _table(rows: Sequence[Value], came: Source) -> Table:
                 cell(figures.NONE if memory is None else bytes_text(memory), memory),
                 cell(figures.seconds(build), build),
                 cell(figures.number(kl), kl),
-                text(verdict or reason, BAD if verdict == _DEGRADED else QUIET if reason else PLAIN),
+                _judged(row),
             )
         )
     head = (

@@ -73,6 +73,8 @@ def _device(engine: Value) -> str:
 def _sentence(standing: Standing, fast: speed.Headline | None) -> str:
     if standing.kind != PROVEN or fast is None:
         return f"{standing.headline}."
+    if fast.against_original is not None and fast.against_original < 1:
+        return f"{standing.headline}, but slower: {figures.times(fast.against_original)} the original's speed."
     if fast.against_original is not None:
         return f"{standing.headline}, {figures.times(fast.against_original)} as fast."
     return f"{standing.headline}, at {figures.rate(fast.tokens_per_s)}."
@@ -109,7 +111,9 @@ def _speed_card(standing: Standing, fast: speed.Headline | None) -> Card:
         big = f"{figures.times(fast.against_original)} the original"
     if fast.best_peer and fast.against_best is not None and fast.best_peer != speed.ORIGINAL:
         lines.append(f"{figures.times(fast.against_best)} the best peer, {fast.best_peer}.")
-    return Card(question, big, tuple(lines), BAD if standing.alarm else PLAIN, standing.alarm)
+    slower = fast.against_original is not None and fast.against_original < 1
+    tone = BAD if standing.alarm else "none" if slower else PLAIN
+    return Card(question, big, tuple(lines), tone, standing.alarm)
 
 
 def _tiles(subject: Subject, fast: speed.Headline | None) -> list[Tile]:

@@ -26,6 +26,7 @@ from allotrope.report.sources import Subject
 from allotrope.report.value import ResultError, Value
 
 _MEASURES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+_KL = {"mean": "mean", "median": "median", "p99": "99 % below", "max": "largest"}
 _PAIRS = 20  # of answers; the others are in the raw results
 
 
@@ -88,8 +89,8 @@ def _gate(found: Value) -> list[Block]:
     return [Paragraph((told,), PLAIN if passed else BAD)]
 
 
-def _interval(one: Value | None) -> tuple[float | None, float | None]:
-    found = one.at("interval") if one is not None else None
+def _interval(one: Value | None, key: str = "interval") -> tuple[float | None, float | None]:
+    found = one.at(key) if one is not None else None
     if found is None:
         return None, None
     ends = found.items()
@@ -105,29 +106,79 @@ def _point(value: float) -> str:
 
 
 def distances(subject: Subject) -> Section:
-    """Perplexity and distributions over a text."""
+    """Perplexity and distributions over a text, and code that was completed and run."""
     found = subject.results.get("eval")
     if found is None:
         return Section("eval", "Over a text", missing=f"allotrope eval {subject.folder} --text FILE")
     came = source(subject, found)
-    rows = [(text(name), cell(shown, value)) for name, shown, value in _figures(found)]
-    if not rows:
-        return Section("eval", "Over a text", (Paragraph(("It holds no figure.",), WARN),))
-    return Section("eval", "Over a text", (Table("Beside the original", columns("", "value"), tuple(rows), came),))
+    blocks: list[Block] = []
+    if found.at("perplexity") is not None:
+        blocks += _perplexity(found, came)
+    if found.at("code") is not None:
+        blocks += _code(found, came)
+    return Section("eval", "Over a text", tuple(blocks or [Paragraph(("It holds no figure.",), WARN)]))
 
 
-def _figures(found: Value) -> list[tuple[str, str, float | None]]:
-    listed: list[tuple[str, str, float | None]] = []
-    for name, value in found.pairs():
-        if name in ("environment", "samples", "options", "seconds") or name.startswith("_"):
-            continue
-        if isinstance(value.raw, (int, float)) and not isinstance(value.raw, bool):
-            number = value.as_number()
-            shown = figures.percent(number) if name in ("same_top1", "pass_at_1") else f"{number:,.6g}"
-            listed.append((name.replace("_", " "), shown, number))
-        elif value.is_object:
-            listed += [(f"{name}: {inner}", shown, number) for inner, shown, number in _figures(value)]
-    return listed
+def _perplexity(found: Value, came: Source) -> list[Block]:
+    ratio, (low, high) = found.number("perplexity_ratio"), _interval(found, "perplexity_ratio_interval")
+    read = found.at("text")
+    where = f"{figures.count(read.number('scored'))} tokens of {read.words('file')}" if read is not None else "a text"
+    told = f"Over {where}, the engine's perplexity is {_ratio(ratio)} times the original's"
+    told += f" (95 %: {_ratio(low)} to {_ratio(high)})." if low is not None else "."
+    pairs = (("perplexity", "perplexity"), ("mean loss a token, nats", "nll_per_token"))
+    rows = []
+    for name, key in pairs:
+        ours, theirs = found.number(key), found.number(f"original_{key}")
+        rows.append((text(name), cell(_fine(ours), ours), cell(_fine(theirs), theirs)))
+    both = Table("Perplexity", columns("measure", "engine", "original"), tuple(rows), came)
+    apart = []
+    kl = found.at("kl")
+    for word in ("mean", "median", "p99", "max") if kl is not None else ():
+        value = kl.number(word) if kl is not None else None
+        apart.append((text(f"KL divergence, {_KL[word]}, nats"), cell(figures.number(value), value)))
+    same, change = found.number("same_top1"), found.at("probability_change")
+    apart.append((text("same likeliest token"), cell(figures.percent(same), same)))
+    if change is not None:
+        mean, rms = change.number("mean"), change.number("rms")
+        apart.append((text("change of the right token's probability, mean"), cell(figures.signed(mean), mean)))
+        apart.append((text("change of the right token's probability, RMS"), cell(figures.number(rms), rms)))
+    distance = Table("Distance from the original", columns("measure", "engine"), tuple(apart), came)
+    return [Paragraph((told,)), both, distance]
+
+
+def _code(found: Value, came: Source) -> list[Block]:
+    code = found.need("code")
+    problems, same = code.number("problems"), code.number("same_completions")
+    told = f"{figures.count(problems)} functions of {code.words('file')} completed greedily; {figures.count(same)} "
+    told += "completions are the same on both sides."
+    ours, theirs = found.number("pass_at_1"), found.number("original_pass_at_1")
+    if ours is None:
+        why = found.words("pass_at_1_why_not") or "they were not run"
+        return [Paragraph((f"{told} None was run: {why}.",), QUIET)]
+    paired = found.at("pass_at_1_paired")
+    low, high = _interval(paired)
+    difference = paired.number("difference") if paired is not None else None
+    between = (
+        f"{figures.signed(low)} to {figures.signed(high)}" if low is not None and high is not None else figures.NONE
+    )
+    row = (
+        text("pass@1"),
+        cell(figures.percent(ours), ours),
+        cell(figures.percent(theirs), theirs),
+        cell(figures.signed(difference), difference),
+        cell(between, low),
+    )
+    head = columns("measure", "engine", "original", "difference", "95 % interval")
+    return [Table("Code that runs", head, (row,), came, note=told)]
+
+
+def _ratio(value: float | None) -> str:
+    return figures.NONE if value is None else f"{value:.5f}"
+
+
+def _fine(value: float | None) -> str:
+    """Where the fifth digit is what differs."""
+    return figures.NONE if value is None else f"{value:,.6g}"
 
 
 def outputs(subject: Subject) -> Section:

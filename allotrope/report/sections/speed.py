@@ -81,8 +81,8 @@ def section(subject: Subject, standing: Standing) -> Section:
     cells = found.each("cells")
     if cells:
         blocks += _beside(subject, found, cells)
-        blocks.append(_grid(cells, source(subject, found)))
-        blocks += _peers(cells, source(subject, found))
+        came = source(subject, found)
+        blocks += [_grid(cells, came), *_skipped(found, came), *_peers(found, cells, came)]
     load = found.at("load")
     if load is not None:
         blocks += _load(subject, found, load)
@@ -110,7 +110,7 @@ def _beside(subject: Subject, found: Value, cells: Sequence[Value]) -> list[Bloc
             (text(group.name), text(bar.name), cell(figures.number(bar.value), bar.value), text(bar.reason or None))
             for bar in group.bars
         ]
-    head = (*columns("cell", "runner", "tokens/s", words=2), *columns(""))
+    head = (*columns("cell", "runner", "tokens/s", words=2), *columns("note"))
     data = Table("Tokens per second", head, tuple(rows))
     says = "Tokens per second, prefill included, each in the same run on the same machine."
     if any(group.limit for group in groups):
@@ -122,31 +122,27 @@ def _beside(subject: Subject, found: Value, cells: Sequence[Value]) -> list[Bloc
 
 
 def _group(subject: Subject, one: Value) -> bars.Group:
-    name, rate = _named(one), one.number("tokens_per_s") or 0.0
-    share = one.number("share_of_limit")
+    rate, share = one.number("tokens_per_s") or 0.0, one.number("share_of_limit")
     told = f"{subject.name}: {figures.rate(rate)}" + (f", {figures.percent(share)} of the limit" if share else "")
     shown = [bars.Bar("this engine", rate, told, "ours")]
     peers = one.at("peers")
     known = []
     for peer, value in peers.pairs() if peers is not None else ():
         speed, reason = value.number("tokens_per_s"), value.words("reason_absent")
-        form = " ".join(word for word in (value.words("version"), value.words("format")) if word)
+        form = " ".join(word for word in (value.words("version"), _format(value)) if word)
         tip = f"{peer}{f' ({form})' if form else ''}: {figures.rate(speed)}"
-        known.append(bars.Bar(peer, speed, tip, reason=reason or ""))
+        if _different(value):
+            known.append(bars.Bar(f"{peer} (wrong)", speed, f"{tip}\nsays something else: does not count", "soft"))
+        else:
+            known.append(bars.Bar(peer, speed, tip, reason=reason or ""))
     shown += sorted(known, key=lambda bar: -(bar.value or 0.0))
     limit = rate / share if share else None  # where its line stands
-    return bars.Group(name, shown, limit, f"limit {figures.rate(limit)}" if limit else "")
+    return bars.Group(_named(one), shown, limit, f"limit {figures.rate(limit)}" if limit else "")
 
 
 def _grid(cells: Sequence[Value], came: Source) -> Table:
     rows = []
     for one in cells:
-        name = _short(one)
-        reason = one.words("reason_absent")
-        if one.number("tokens_per_s") is None:
-            rest = tuple(text(None) for _ in range(9))
-            rows.append((Cell(name, one.number("batch")), *rest, text(reason or "not measured", QUIET)))
-            continue
         share, best = one.number("share_of_limit"), one.number("ratio_to_best")
         tone = PLAIN if best is None else GOOD if best > 1 else BAD if best < 1 else PLAIN
         beside = f"{figures.times(best)} {one.words('best_peer')}" if best is not None else None
@@ -154,36 +150,59 @@ def _grid(cells: Sequence[Value], came: Source) -> Table:
         times = ("latency_ms", "latency_p95_ms", "latency_p99_ms", "t_ctx_ms", "t_gen_ms")
         rows.append(
             (
-                Cell(name, one.number("batch")),
+                Cell(_short(one), one.number("batch")),
                 cell(figures.number(one.number("tokens_per_s")), one.number("tokens_per_s")),
                 *(cell(figures.ms(one.number(key)), one.number(key)) for key in times),
+                cell(figures.percent(one.number("spread")), one.number("spread")),
                 cell(_bytes(one.number("peak_memory_bytes")), one.number("peak_memory_bytes")),
                 cell(figures.percent(share), share),
                 cell(figures.times(original), original),
                 Cell(beside or figures.NONE, best, tone),
             )
         )
-    names = ("cell", "tokens/s", "latency", "p95", "p99", "prefill", "decode", "peak memory", "of the limit")
+    names = ("cell", "tokens/s", "latency", "p95", "p99", "prefill", "decode", "spread", "memory", "of limit")
     head = columns(*names, "× original", "× best peer")
     note = (
-        "Cell: batch × (tokens in → out). Latency is a median; prefill is the time to the first token, decode the rest."
+        "Cell: batch × (tokens in → out). Latency is a median, spread the most less the least over it; prefill is the "
     )
+    note += "time to the first token, decode the rest."
     return Table("The grid", head, tuple(rows), came, sortable=True, note=note)
 
 
-def _peers(cells: Sequence[Value], came: Source) -> list[Block]:
+def _skipped(found: Value, came: Source) -> list[Block]:
+    """Cells that were asked for and have no figures."""
+    rows = [(text(_short(one)), text(one.words("reason"))) for one in found.each("skipped")]
+    return [Table("Cells without figures", columns("cell", "why", words=2), tuple(rows), came)] if rows else []
+
+
+def _format(value: Value) -> str:
+    """A peer's format as one word: of its weights."""
+    form = value.at("format")
+    if form is None or not form.is_object:
+        return form.as_text() if form is not None else ""
+    return form.words("weights") or ""
+
+
+def _peers(found: Value, cells: Sequence[Value], came: Source) -> list[Block]:
     """Who took part, in which version and format, and who did not and why."""
     seen: dict[str, tuple[Cell, ...]] = {}
     for one in cells:
         peers = one.at("peers")
         for name, value in peers.pairs() if peers is not None else ():
             reason = value.words("reason_absent")
-            told = text(reason, QUIET) if reason else text("took part")
+            told = text(reason, QUIET) if reason else text("took part, and said the same")
+            if _different(value):
+                told = text("says something else: its speed does not count", BAD)
             if name not in seen or not reason:
-                seen[name] = (text(name, code=True), text(value.words("version")), text(value.words("format")), told)
+                seen[name] = (text(name, code=True), text(value.words("version")), text(_format(value) or None), told)
+    facts = found.at("peers")
+    for name, value in facts.pairs() if facts is not None else ():
+        reason = value.words("reason_absent")
+        if name not in seen and reason:
+            seen[name] = (text(name, code=True), text(None), text(None), text(reason, QUIET))
     if not seen:
         return []
-    return [Table("The peers", columns("peer", "version", "format", "", words=4), tuple(seen.values()), came)]
+    return [Table("The peers", columns("peer", "version", "format", "result", words=4), tuple(seen.values()), came)]
 
 
 def _load(subject: Subject, found: Value, load: Value) -> list[Block]:
@@ -201,7 +220,7 @@ def _load(subject: Subject, found: Value, load: Value) -> list[Block]:
         if spread is not None:
             shown = (spread.number(name) for name in ("mean", "p50", "p90", "p99"))
             rows.append((text(words), *(cell(figures.ms(value), value) for value in shown)))
-    names = ("", "mean", "median", "90 % below", "99 % below")
+    names = ("time", "mean", "median", "90 % below", "99 % below")
     table = Table("Under a load", columns(*names), tuple(rows), source(subject, load, found), note=told)
     return [table]
 

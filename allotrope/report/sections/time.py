@@ -16,7 +16,6 @@ from allotrope.report.value import Value
 _KINDS = ("accounted", "kinds")
 _STEPS = 40  # of a timeline; more would be a bar code
 _ROWS = 60
-_SCORED = {"total_ms": "in all", "t_ctx_ms": "first token", "t_gen_ms": "the rest", "step_ms": "a decoding step"}
 
 
 def roofline(subject: Subject) -> Section:
@@ -115,7 +114,7 @@ def _accounted(found: Value, came: Source) -> Plot:
     for name, value in gaps.pairs() if gaps is not None else ():
         took = value.as_number()
         share = took / total if total else None
-        words = "not accounted for" if name == "unaccounted" else name
+        words = "not accounted for" if name == "unaccounted" else f"host: {name}"
         shown.append(bars.Bar(words, took, f"{words}: {figures.ms(took)}, {figures.percent(share)} of the time"))
         rest = (text(None), cell(figures.ms(took), took), cell(figures.percent(share), share))
         rows.append((text(words, QUIET), *rest, text(None), text(None), text("the host")))
@@ -156,28 +155,29 @@ def _whys(found: Value, came: Source) -> list[Block]:
 
 
 def _predictions(found: Value, came: Source) -> list[Block]:
-    """What was predicted for a change, and what the change then did."""
+    """What changes would do, and how an earlier prediction of what this engine is has come out."""
+    blocks: list[Block] = []
     rows = []
+    for one in found.each("predicted"):
+        keys = ("total_ms", "t_ctx_ms", "t_gen_ms", "saved_step_ms")
+        shown = (cell(figures.ms(one.number(key)), one.number(key)) for key in keys)
+        rows.append((text(one.words("change")), *shown, text(one.words("words"))))
+    if rows:
+        head = (*columns("change", "whole answer", "prefill", "decode", "saved a step"), *columns("in words"))
+        blocks.append(Table("What a change would do", head, tuple(rows), came, note="Predicted, not measured."))
     scored = found.at("scored")
     if scored is not None:
+        rows = []
         for name, one in scored.need("rows").pairs():
             predicted, measured, error = (one.number(key) for key in ("predicted", "measured", "error"))
-            rows.append(
-                (
-                    text(f"{scored.words('change')}: {_SCORED.get(name, name)}"),
-                    cell(figures.ms(predicted), predicted),
-                    cell(figures.ms(measured), measured),
-                    cell(figures.percent(error), error),
-                )
-            )
-    for one in found.each("predicted"):
-        predicted = one.number("step_ms")
-        what = f"{one.words('change')}: {_SCORED['step_ms']}"
-        rows.append((text(what), cell(figures.ms(predicted), predicted), text("not tried yet"), text(None)))
-    if not rows:
-        return []
-    head = columns("change", "predicted", "measured", "off by")
-    return [Table("Predictions, scored", head, tuple(rows), came)]
+            shown = (cell(figures.number(value), value) for value in (predicted, measured))
+            off = "exact" if error == 0 else f"{figures.signed_percent(error)}"
+            rows.append((text(name.replace("_ms", ", ms").replace("_", " ")), *shown, cell(off, error)))
+        title = f"A prediction, scored: {scored.words('change') or 'this engine'}"
+        note = f"Predicted by {scored.words('command') or 'a command that was not kept'}, before the change was made."
+        head = columns("figure", "predicted", "measured", "predicted is off by")
+        blocks.append(Table(title, head, tuple(rows), came, note=note))
+    return blocks
 
 
 def timeline(subject: Subject) -> Section:

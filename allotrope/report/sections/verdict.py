@@ -79,7 +79,7 @@ def _layers(levels: Value, came: Source) -> list[Block]:
         else f"{len(wrong)} of {len(blocks)} blocks add more than their precision explains; the first is {wrong[0]}."
     )
     says += " Errors are relative to the size of the original's values; the floor is the original's own rounding."
-    names = ("block", "adds", "floor", "after the block", "mean absolute", "")
+    names = ("block", "adds", "floor", "after the block", "mean absolute", "judgement")
     head = (*columns(*names[:5]), *columns(names[5]))
     data = Table("Errors by block", head, tuple(rows))
     return [Plot("layers", "Where does it begin to differ?", says, lambda width: plot.draw(width, blocks), data, came)]
@@ -98,7 +98,7 @@ def _distributions(found: Value, levels: Value, came: Source) -> list[Block]:
         return []
     if cost is None:
         known = [("engine", logits)] if logits else []
-    names = ["", *(name for name, _ in known), *(["by rounding alone"] if logits else [])]
+    names = ["measure", *(name for name, _ in known), *(["by rounding alone"] if logits else [])]
     rows: list[tuple[Cell, ...]] = []
     for words, key, said in _LOGITS:
         values = [part.number(key) for _, part in known]
@@ -133,7 +133,7 @@ def _tokens(found: Value, levels: Value, came: Source) -> list[Block]:
             cell(f"{figures.count(exact)} of {figures.count(prompts)}", exact),
         ),
     ]
-    blocks.append(Table("Does it say the same?", columns("", "tokens"), tuple(rows), came))
+    blocks.append(Table("Does it say the same?", columns("what was said", "how much"), tuple(rows), came))
     divergences = tokens.each("divergences")
     first = found.at("first_divergence")
     if first is not None:
@@ -164,7 +164,7 @@ def _divergences(found: list[Value], came: Source) -> Table:
             )
         )
     names = ("prompt", "at token", "engine says", "original says", "margin", "floor")
-    return Table("First differences", (*columns(*names), *columns("")), tuple(rows), came, sortable=True)
+    return Table("First differences", (*columns(*names), *columns("judgement")), tuple(rows), came, sortable=True)
 
 
 def _preflight(levels: Value, came: Source) -> list[Block]:
@@ -176,6 +176,6 @@ def _preflight(levels: Value, came: Source) -> list[Block]:
     for check in found.each("checks"):
         word, tone = words[check.flag("ok")]
         rows.append((text(check.words("name")), text(word, tone), text(check.words("detail"))))
-    table = Table("Are both asked the same question?", columns("check", "", "found", words=3), tuple(rows), came)
+    table = Table("Are both asked the same question?", columns("check", "result", "found", words=3), tuple(rows), came)
     wrong = [row for row in rows if row[1].tone == BAD]
     return [table] if wrong else [Fold(f"Preflight: {figures.some(len(rows), 'check')}, nothing wrong", (table,))]
