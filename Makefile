@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 MODEL  ?= models/pycoder
+AXE     = $(VENV)/axe
 PROMPT ?= def mean(values):
 # Two worker processes of one thread each: the suite is many small tests.
 PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: setup native sanitize demo test test-slow test-gpu check bench peers clean
+.PHONY: setup native sanitize demo test test-slow test-browser test-gpu check bench peers clean
 
 setup: $(READY) ## the environment, pinned
 
@@ -27,18 +28,28 @@ native: ## the native core, beside the package: what changed since the last time
 	@$(BIN)/cmake --build build/native
 	@$(BIN)/cmake --install build/native --prefix . > /dev/null
 
-demo: setup ## build an engine, prove it, and hear it speak
+demo: setup ## build an engine, prove it, hear it speak, time it beside the original, and open the report
 	$(BIN)/allotrope doctor --measure
 	$(BIN)/allotrope inspect $(MODEL)
 	$(BIN)/allotrope build $(MODEL) -o $(DEMO)/engine --tune fast
 	$(BIN)/allotrope run $(DEMO)/engine "$(PROMPT)" --max-tokens 64 --temperature 0
 	$(BIN)/allotrope verify $(DEMO)/engine
+	$(BIN)/allotrope bench $(DEMO)/engine --batch 1 --io 64,32 --against hf --repeat 3
+	$(BIN)/allotrope report $(DEMO)/engine -o $(DEMO)/report.html
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
+	  $(BIN)/python -m webbrowser "file://$(abspath $(DEMO))/report.html"; \
+	fi
 
 test: setup ## the default suite: CPU, no network
-	$(PYTEST) -m "not gpu and not slow" tests
+	$(PYTEST) -m "not gpu and not slow and not browser" tests
 
 test-slow: setup ## what takes minutes
-	$(BIN)/pytest -m "slow and not gpu" tests
+	$(BIN)/pytest -m "slow and not gpu and not browser" tests
+
+test-browser: setup ## the report in headless Chromium (apt-get install chromium chromium-driver; npm)
+	$(BIN)/python -m pip install -q --disable-pip-version-check selenium==4.51.0
+	test -f $(AXE)/package/axe.min.js || (mkdir -p $(AXE) && cd $(AXE) && npm pack --silent axe-core@4.14.1 && tar xzf *.tgz)
+	$(BIN)/pytest -m browser tests
 
 test-gpu: ## on a machine with a GPU, with that machine's own Python and torch
 	$(PYTHON) -m pytest -m gpu tests
@@ -47,7 +58,7 @@ check: setup ## before each commit
 	$(BIN)/ruff check allotrope tests bench tools
 	$(BIN)/ruff format --check allotrope tests bench tools
 	$(BIN)/mypy
-	$(PYTEST) -x -m "not gpu and not slow" tests
+	$(PYTEST) -x -m "not gpu and not slow and not browser" tests
 
 bench: setup ## loading, first token and decode speed of a real shape, beside the machine's limit
 	$(BIN)/python bench/step.py
