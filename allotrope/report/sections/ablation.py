@@ -40,10 +40,10 @@ def section(subject: Subject, standing: Standing) -> Section:
     came = _source(subject, found)
     rows = found.need("rows").items()
     words = found.words("words")
-    told = [Paragraph((words,))] if words else []
+    said = [Paragraph((words,))] if words else []
     if found.flag("interrupted"):
-        told.append(Paragraph(("It was interrupted; rows that were not reached have no figures.",), WARN))
-    blocks: list[Block] = [*alarm(standing), *told, *_waterfall(rows, _apart(found), came), _table(rows, came)]
+        said.append(Paragraph(("It was interrupted; rows that were not reached have no figures.",), WARN))
+    blocks: list[Block] = [*alarm(standing), *said, *_waterfall(rows, _apart(found), came), _table(rows, came)]
     together = []
     for one in found.each("interactions"):
         whole, product, factor = (one.number(key) for key in ("whole", "product", "interaction"))
