@@ -38,17 +38,32 @@ inline F load(const float* from) {
 
 inline void store(float* to, F value) { std::memcpy(to, &value, sizeof value); }
 
-// The first `count` (< kLanes) elements; the others are `rest`. Nothing beyond is read or written.
-inline F load_some(const float* from, int64_t count, float rest = 0.0f) {
-    F value = splat(rest);
+// The first `count` (< kLanes) elements, the others 0. Nothing beyond is read or written.
+#if defined(__AVX512F__)
+inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline F load_some(const float* from, int64_t count) { return (F)_mm512_maskz_loadu_ps(first(count), from); }
+inline void store_some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first(count), (__m512)value); }
+#else
+inline F load_some(const float* from, int64_t count) {
+    float whole[kLanes] = {};
     for (int i = 0; i < kLanes; ++i)
-        if (i < count) value[i] = from[i];
-    return value;
+        if (i < count) whole[i] = from[i];
+    return load(whole);
 }
 
 inline void store_some(float* to, F value, int64_t count) {
+    float whole[kLanes];
+    store(whole, value);
     for (int i = 0; i < kLanes; ++i)
-        if (i < count) to[i] = value[i];
+        if (i < count) to[i] = whole[i];
+}
+#endif
+
+// The first `count` lanes; the others become 0.
+inline F keep(F value, int64_t count) {
+    float whole[kLanes];
+    store(whole, value);
+    return load_some(whole, count);
 }
 
 // a · b + c, rounded once where the machine can.
@@ -98,11 +113,37 @@ template <class Body>
 inline void for_cells(const View& view, const Team& team, Body body) {
     if (view.rows >= 4 * team.count || view.width < 64 * team.count) {
         const Share mine(view.rows, team);
-        for (int64_t row = mine.begin; row < mine.end; ++row) body(row, 0, view.width);
+        for (int64_t row = mine.begin; row < mine.end; ++row) body(row, int64_t{0}, view.width);
         return;
     }
     const Share mine(view.width, team, kLanes);
     for (int64_t row = 0; row < view.rows; ++row) body(row, mine.begin, mine.end);
+}
+
+// out = function(x), element by element.
+template <class Function>
+inline void map(const View& out, const View& x, const Team& team, Function function) {
+    for_cells(out, team, [&](int64_t row, int64_t begin, int64_t end) {
+        const float* from = x.row<float>(row);
+        float* to = out.row<float>(row);
+        over(
+            begin, end, [&](int64_t at) { store(to + at, function(load(from + at))); },
+            [&](int64_t at, int64_t left) { store_some(to + at, function(load_some(from + at, left)), left); });
+    });
+}
+
+// out = function(x, y), element by element.
+template <class Function>
+inline void map(const View& out, const View& x, const View& y, const Team& team, Function function) {
+    for_cells(out, team, [&](int64_t row, int64_t begin, int64_t end) {
+        const float *left_from = x.row<float>(row), *right_from = y.row<float>(row);
+        float* to = out.row<float>(row);
+        over(
+            begin, end, [&](int64_t at) { store(to + at, function(load(left_from + at), load(right_from + at))); },
+            [&](int64_t at, int64_t left) {
+                store_some(to + at, function(load_some(left_from + at, left), load_some(right_from + at, left)), left);
+            });
+    });
 }
 
 }  // namespace allotrope::ALLOTROPE_ISA
