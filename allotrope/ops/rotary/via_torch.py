@@ -9,24 +9,11 @@ from torch import Tensor
 from allotrope.hw.device import Device
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.functional import FunctionTactic
-from allotrope.ops.rotary import SCALINGS, turns
+from allotrope.ops.rotary import misfit, turns
 
 
 def _refuses(problem: Problem, device: Device) -> str | None:
-    params = problem.params
-    heads, head_dim, dim = (int(params[name]) for name in ("heads", "head_dim", "dim"))
-    scaling = str(params.get("scaling", "none"))
-    if scaling not in SCALINGS:
-        return f"rotary scaling {scaling!r} is none of {', '.join(SCALINGS)}"
-    if heads * head_dim != problem.axes["width"]:
-        return f"{heads} heads of {head_dim} channels do not make a row of {problem.axes['width']}"
-    if dim % 2 or not 0 < dim <= head_dim:
-        return f"{dim} rotated channels are not an even part of a head of {head_dim}"
-    if scaling in ("dynamic", "qwen_ntk") and dim == 2:
-        return f"{scaling} scaling is undefined for 2 rotated channels"
-    if scaling in ("llama3", "dynamic", "qwen_ntk") and int(params.get("original_len", 0)) < 1:
-        return f"{scaling} scaling needs the training length, original_len"
-    return None
+    return misfit(problem)
 
 
 def _run(
