@@ -86,11 +86,21 @@ inline F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
 inline F min(F a, F b) { return a < b ? a : b; }
 inline F abs(F a) { return (F)((I)a & 0x7FFFFFFF); }
 
-// The sum of the lanes, by halves: (0 + n/2) … then quarters, and so on.
+// The sum of the lanes, by halves: lane i and lane i + n/2, and so on.
 inline float sum(F value) {
-    for (int half = kLanes / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) value[i] += value[i + half];
-    return value[0];
+#if defined(__AVX512F__)
+    const __m512 whole = (__m512)value;
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+#elif defined(__AVX2__)
+    const __m256 half = (__m256)value;
+#endif
+#if defined(__AVX2__)
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
+    return (value[0] + value[2]) + (value[1] + value[3]);
+#endif
 }
 
 // The largest lane; NaNs count for nothing.

@@ -1,4 +1,4 @@
-"""The numbers of an attention call, and what torch can do with them."""
+"""The numbers of an attention call, and whether they fit together."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.kv_rows import COMPUTE, misfit
 
 
-def unsupported(problem: Problem, device: Device) -> str | None:
-    """Why torch cannot attend with these numbers here; None if it can."""
+def misshapen(problem: Problem) -> str | None:
+    """Why these numbers are no attention; None if they are."""
     params, axes = problem.params, problem.axes
     heads, kv_heads, head_dim = (int(params[name]) for name in ("heads", "kv_heads", "head_dim"))
-    if device.kind not in ("cpu", "cuda"):
-        return f"torch runs here on cpu and cuda, not on {device.kind}"
     if heads % kv_heads:
         return f"{heads} heads cannot share {kv_heads} key heads evenly"
     if heads * head_dim != axes["width"]:
         return f"{heads} heads of {head_dim} do not make {axes['width']} channels"
     return misfit(str(params.get("kv", COMPUTE)), kv_heads, head_dim, axes["cache_width"])
+
+
+def unsupported(problem: Problem, device: Device) -> str | None:
+    """Why torch cannot attend with these numbers here; None if it can."""
+    if device.kind not in ("cpu", "cuda"):
+        return f"torch runs here on cpu and cuda, not on {device.kind}"
+    return misshapen(problem)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,366 @@
+// Causal attention over the pages, with online softmax.
+//
+// Keys fall into splits of fixed length at absolute positions. A query's result from a split is (largest score, sum of
+// exponentials, weighted values), and splits are merged one after the other in the order of their keys. Whoever
+// computes which split, and beside which other queries, changes no bit of that:
+//
+//     keys      |<- 128 ->|<- 128 ->|<-
+//     a query   m l value   m l value   m l value        merged from left to right
+//
+// A request's queries, all heads of a group for each position, fall into tiles of kTile. Where there are tiles enough,
+// a thread takes a tile with all its splits; where there are few and contexts are long, threads take splits, and merge
+// after a barrier.
+//
+// Numbers: heads, kv_heads, head_dim, scale, window, form.
+
+#include "kernel.h"
+#include "kvrows.h"
+#include "lanes.h"
+#include "maths.h"
+
+namespace allotrope::ALLOTROPE_ISA {
+
+namespace {
+
+constexpr int64_t kKeys = 128;
+constexpr int64_t kTile = 32;
+constexpr float kLeast = -1e30f;  // stands for the largest of no finite scores: e^(−inf − kLeast) is 0 and not NaN
+
+struct Shape {
+    int64_t heads, kv_heads, head_dim, group, padded, window, form, scales;
+    float scale;
+
+    explicit Shape(const Args& args)
+        : heads(args.whole(0)),
+          kv_heads(args.whole(1)),
+          head_dim(args.whole(2)),
+          group(heads / kv_heads),
+          padded((head_dim + kLanes - 1) / kLanes * kLanes),
+          window(args.whole(4)),
+          form(args.whole(5)),
+          scales(scales_at(kv_heads, head_dim)),
+          scale(static_cast<float>(args.number(3))) {}
+};
+
+// A split's result for one query: m, l, then head_dim values, padded.
+struct Part {
+    float* at;
+    float& top() { return at[0]; }
+    float& total() { return at[1]; }
+    float* values() { return at + kLanes; }
+    static int64_t size(const Shape& shape) { return kLanes + shape.padded; }
+};
+
+// A thread's memory for one tile.
+struct Scratch {
+    float* queries;  // [kTile][padded]
+    float* scores;   // [kTile][kKeys]
+    float* state;    // [kTile] parts: what is merged so far
+    float* parts;    // [kTile] parts: a split's
+    const char* keys[kKeys];
+    const char* values[kKeys];
+
+    static int64_t size(const Shape& shape) {
+        return kTile * (shape.padded + kKeys + 2 * Part::size(shape));
+    }
+    Scratch(float* at, const Shape& shape) {
+        queries = at;
+        scores = queries + kTile * shape.padded;
+        state = scores + kTile * kKeys;
+        parts = state + kTile * Part::size(shape);
+    }
+};
+
+// Queries [from, to) of a request, counted over positions and a group's heads, against one key head.
+struct Tile {
+    int64_t request, kv_head, from, to, first_row, first_position;
+
+    int64_t position(int64_t query, const Shape& shape) const { return first_position + (from + query) / shape.group; }
+    int64_t row(int64_t query, const Shape& shape) const { return first_row + (from + query) / shape.group; }
+    int64_t column(int64_t query, const Shape& shape) const {
+        return (kv_head * shape.group + (from + query) % shape.group) * shape.head_dim;
+    }
+    int64_t count() const { return to - from; }
+    int64_t end(int64_t query, const Shape& shape) const { return position(query, shape) + 1; }
+    int64_t begin(int64_t query, const Shape& shape) const {
+        const int64_t last = end(query, shape);
+        return shape.window && last > shape.window ? last - shape.window : 0;
+    }
+    int64_t first_split(const Shape& shape) const { return begin(0, shape) / kKeys; }
+    int64_t splits(const Shape& shape) const {
+        return (end(count() - 1, shape) - 1) / kKeys - first_split(shape) + 1;
+    }
+};
+
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <int kForm>
+inline F held(const char* row, int64_t at) {
+    if constexpr (kForm == kInt8) return widen_int8(reinterpret_cast<const uint8_t*>(row) + at);
+    if constexpr (kForm == kFp8) return widen_fp8(reinterpret_cast<const uint8_t*>(row) + at);
+    return load(reinterpret_cast<const float*>(row) + at);
+}
+
+// The end of a head whose width is no whole number of vectors: beyond it lie others' keys, or nothing.
+template <int kForm>
+inline F held_some(const char* row, int64_t at, int64_t left) {
+    if constexpr (kForm == kWide) return load_some(reinterpret_cast<const float*>(row) + at, left);
+    char whole[kLanes] = {};
+    for (int i = 0; i < kLanes; ++i)
+        if (i < left) whole[i] = row[at + i];
+    return held<kForm>(whole, 0);
+}
+
+inline float scale_of(const char* row, const Shape& shape, int64_t kv_head) {
+    float scale;
+    std::memcpy(&scale, row + shape.scales + 4 * kv_head, sizeof scale);
+    return scale;
+}
+
+// scores[i][key] = queries[i] · key, for `kCount` queries and keys [begin, end) of a split.
+template <int kForm, int kCount>
+void score(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t query, int64_t begin, int64_t end) {
+    const float* queries = scratch.queries + query * shape.padded;
+    float* scores = scratch.scores + query * kKeys;
+    const int64_t first = tile.kv_head * shape.head_dim, whole = shape.head_dim / kLanes * kLanes;
+    for (int64_t key = begin; key < end; ++key) {
+        const char* row = scratch.keys[key];
+        F sums[kCount] = {};
+        int64_t at = 0;
+        for (; at < whole; at += kLanes) {
+            const F held_key = held<kForm>(row, first + at);
+            for (int i = 0; i < kCount; ++i) sums[i] = fma(load(queries + i * shape.padded + at), held_key, sums[i]);
+        }
+        if (at < shape.head_dim) {
+            const F held_key = held_some<kForm>(row, first + at, shape.head_dim - at);
+            for (int i = 0; i < kCount; ++i) sums[i] = fma(load(queries + i * shape.padded + at), held_key, sums[i]);
+        }
+        const float step = kForm == kWide ? shape.scale : shape.scale * scale_of(row, shape, tile.kv_head);
+        for (int i = 0; i < kCount; ++i) scores[i * kKeys + key] = sum(sums[i]) * step;
+    }
+}
+
+// parts[i] += Σ weights[i][key] · value, for `kCount` queries and keys [begin, end), in their order.
+template <int kForm, int kCount>
+void weigh(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t query, float* parts, int64_t begin,
+           int64_t end) {
+    const float* weights = scratch.scores + query * kKeys;
+    const int64_t first = tile.kv_head * shape.head_dim, step = Part::size(shape);
+    for (int64_t at = 0; at < shape.head_dim; at += kLanes) {
+        const int64_t left = shape.head_dim - at;
+        F sums[kCount];
+        for (int i = 0; i < kCount; ++i) sums[i] = load(parts + i * step + kLanes + at);
+        if (left >= kLanes)
+            for (int64_t key = begin; key < end; ++key) {
+                const F value = held<kForm>(scratch.values[key], first + at);
+                for (int i = 0; i < kCount; ++i) sums[i] = fma(splat(weights[i * kKeys + key]), value, sums[i]);
+            }
+        else
+            for (int64_t key = begin; key < end; ++key) {
+                const F value = held_some<kForm>(scratch.values[key], first + at, left);
+                for (int i = 0; i < kCount; ++i) sums[i] = fma(splat(weights[i * kKeys + key]), value, sums[i]);
+            }
+        for (int i = 0; i < kCount; ++i) store(parts + i * step + kLanes + at, sums[i]);
+    }
+}
+
+// Scores become weights e^(score − m); m and l of the query's part.
+void soften(float* scores, int64_t begin, int64_t end, Part part) {
+    F tops = splat(kLeast);
+    over(
+        begin, end, [&](int64_t at) { tops = max(load(scores + at), tops); },
+        [&](int64_t at, int64_t left) {
+            for (int64_t i = at; i < at + left; ++i) tops[0] = scores[i] > tops[0] ? scores[i] : tops[0];
+        });
+    const float top = largest(tops);
+    F totals{};
+    over(
+        begin, end,
+        [&](int64_t at) {
+            const F weight = exp(load(scores + at) - top);
+            totals += weight;
+            store(scores + at, weight);
+        },
+        [&](int64_t at, int64_t left) {
+            const F weight = exp(load_some(scores + at, left) - top);
+            totals += keep(weight, left);
+            store_some(scores + at, weight, left);
+        });
+    part.top() = top;
+    part.total() = sum(totals);
+}
+
+void merge(Part into, Part from, const Shape& shape, bool first) {
+    if (first) {
+        std::memcpy(into.at, from.at, 4 * Part::size(shape));
+        return;
+    }
+    const float top = from.top() > into.top() ? from.top() : into.top();
+    const float old_weight = std::exp(into.top() - top), new_weight = std::exp(from.top() - top);
+    into.total() = into.total() * old_weight + from.total() * new_weight;
+    for (int64_t at = 0; at < shape.padded; at += kLanes)
+        store(into.values() + at, load(into.values() + at) * old_weight + load(from.values() + at) * new_weight);
+    into.top() = top;
+}
+
+template <int kForm, int kCount>
+void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_t split, int64_t query, float* parts) {
+    const int64_t base = split * kKeys, step = Part::size(shape);
+    int64_t begins[kCount], ends[kCount], lowest = kKeys, highest = 0, joint_begin = 0, joint_end = kKeys;
+    for (int i = 0; i < kCount; ++i) {
+        begins[i] = larger(tile.begin(query + i, shape) - base, 0);
+        ends[i] = larger(smaller(tile.end(query + i, shape) - base, kKeys), begins[i]);
+        lowest = smaller(lowest, begins[i]);
+        highest = larger(highest, ends[i]);
+        joint_begin = larger(joint_begin, begins[i]);
+        joint_end = smaller(joint_end, ends[i]);
+    }
+    joint_end = larger(joint_begin, joint_end);
+    score<kForm, kCount>(scratch, shape, tile, query, lowest, highest);
+    for (int i = 0; i < kCount; ++i) {
+        float* part = parts + i * step;
+        std::memset(part, 0, 4 * step);
+        float* scores = scratch.scores + (query + i) * kKeys;
+        if (begins[i] < ends[i]) soften(scores, begins[i], ends[i], Part{part});
+        if constexpr (kForm != kWide)
+            for (int64_t key = begins[i]; key < ends[i]; ++key)
+                scores[key] *= scale_of(scratch.values[key], shape, tile.kv_head);
+    }
+    // What not all of them see is added for each by itself: weight 0 would not keep a NaN out.
+    for (int i = 0; i < kCount; ++i)
+        weigh<kForm, 1>(scratch, shape, tile, query + i, parts + i * step, begins[i], smaller(joint_begin, ends[i]));
+    weigh<kForm, kCount>(scratch, shape, tile, query, parts, joint_begin, joint_end);
+    for (int i = 0; i < kCount; ++i)
+        weigh<kForm, 1>(scratch, shape, tile, query + i, parts + i * step, larger(joint_end, begins[i]), ends[i]);
+}
+
+// The parts of all of a tile's queries from one split. A query that sees nothing of it has total 0.
+template <int kForm>
+void one_split(Scratch& scratch, const Shape& shape, const Tile& tile, const Args& args, int64_t split, float* parts) {
+    const View &k = args.in(1), &v = args.in(2), &table = args.in(5);
+    const int32_t* pages = table.row<int32_t>(tile.request);
+    const int64_t base = split * kKeys, page = k.page;
+    const int64_t last = smaller(tile.end(tile.count() - 1, shape) - base, kKeys);
+    for (int64_t key = larger(tile.begin(0, shape) - base, 0); key < last; ++key) {
+        const int64_t slot = pages[(base + key) / page] * page + (base + key) % page;
+        scratch.keys[key] = k.row<char>(slot);
+        scratch.values[key] = v.row<char>(slot);
+    }
+    const int64_t step = Part::size(shape);
+    int64_t query = 0;
+    for (; query + 8 <= tile.count(); query += 8)
+        some_queries<kForm, 8>(scratch, shape, tile, split, query, parts + query * step);
+    for (; query + 4 <= tile.count(); query += 4)
+        some_queries<kForm, 4>(scratch, shape, tile, split, query, parts + query * step);
+    for (; query < tile.count(); ++query)
+        some_queries<kForm, 1>(scratch, shape, tile, split, query, parts + query * step);
+}
+
+void split_of_form(Scratch& scratch, const Shape& shape, const Tile& tile, const Args& args, int64_t split,
+                   float* parts) {
+    if (shape.form == kWide) return one_split<kWide>(scratch, shape, tile, args, split, parts);
+    if (shape.form == kInt8) return one_split<kInt8>(scratch, shape, tile, args, split, parts);
+    one_split<kFp8>(scratch, shape, tile, args, split, parts);
+}
+
+void take_queries(Scratch& scratch, const Shape& shape, const Tile& tile, const View& q) {
+    for (int64_t i = 0; i < tile.count(); ++i) {
+        float* to = scratch.queries + i * shape.padded;
+        std::memcpy(to, q.row<float>(tile.row(i, shape)) + tile.column(i, shape), 4 * shape.head_dim);
+        std::memset(to + shape.head_dim, 0, 4 * (shape.padded - shape.head_dim));
+    }
+}
+
+void give(const View& out, const Shape& shape, const Tile& tile, int64_t query, Part state) {
+    float* to = out.row<float>(tile.row(query, shape)) + tile.column(query, shape);
+    const F total = splat(state.total());
+    over(
+        0, shape.head_dim, [&](int64_t at) { store(to + at, load(state.values() + at) / total); },
+        [&](int64_t at, int64_t left) { store_some(to + at, load(state.values() + at) / total, left); });
+}
+
+// Calls body(number, tile) for every tile of the step.
+template <class Body>
+void for_tiles(const Args& args, const Shape& shape, Body body) {
+    const int32_t *starts = args.in(3).as<int32_t>(), *first = args.in(4).as<int32_t>();
+    const int64_t requests = args.in(4).width;
+    int64_t number = 0;
+    for (int64_t request = 0; request < requests; ++request) {
+        const int64_t queries = (starts[request + 1] - starts[request]) * shape.group;
+        for (int64_t from = 0; from < queries; from += kTile)
+            for (int64_t head = 0; head < shape.kv_heads; ++head)
+                body(number++, Tile{request, head, from, smaller(from + kTile, queries), starts[request], first[request]});
+    }
+}
+
+void attention(const Args& args, Team& team) {
+    const Shape shape(args);
+    const View &q = args.in(0), &out = args.out(0);
+    const int64_t step = Part::size(shape);
+    float* room = reinterpret_cast<float*>(args.workspace);
+    Scratch scratch(room + team.index * Scratch::size(shape), shape);
+    int64_t tiles = 0, splits = 0;
+    for_tiles(args, shape, [&](int64_t, const Tile& tile) {
+        ++tiles;
+        splits += tile.splits(shape);
+    });
+    if (team.count == 1 || tiles >= 2 * team.count || splits == tiles) {
+        for_tiles(args, shape, [&](int64_t number, const Tile& tile) {
+            if (number % team.count != team.index) return;
+            take_queries(scratch, shape, tile, q);
+            std::memset(scratch.state, 0, 4 * tile.count() * step);  // who sees no finite score gets 0 / 0
+            const int64_t first = tile.first_split(shape), count = tile.splits(shape);
+            bool fresh[kTile];
+            std::memset(fresh, 1, sizeof fresh);
+            for (int64_t split = first; split < first + count; ++split) {
+                split_of_form(scratch, shape, tile, args, split, scratch.parts);
+                for (int64_t i = 0; i < tile.count(); ++i) {
+                    Part part{scratch.parts + i * step};
+                    if (part.total() == 0) continue;
+                    merge(Part{scratch.state + i * step}, part, shape, fresh[i]);
+                    fresh[i] = false;
+                }
+            }
+            for (int64_t i = 0; i < tile.count(); ++i) give(out, shape, tile, i, Part{scratch.state + i * step});
+        });
+        return;
+    }
+    // Few tiles, long contexts: [ scratch of each thread ][ parts: tile by tile, split by split, query by query ]
+    float* shared = room + team.count * Scratch::size(shape);
+    int64_t item = 0;
+    for_tiles(args, shape, [&](int64_t, const Tile& tile) {
+        bool taken = false;
+        for (int64_t i = 0; i < tile.splits(shape); ++i, ++item) {
+            if (item % team.count != team.index) continue;
+            if (!taken) take_queries(scratch, shape, tile, q);
+            taken = true;
+            split_of_form(scratch, shape, tile, args, tile.first_split(shape) + i, shared + item * kTile * step);
+        }
+    });
+    team.barrier();
+    item = 0;
+    int64_t number = 0;
+    for_tiles(args, shape, [&](int64_t, const Tile& tile) {
+        const int64_t count = tile.splits(shape);
+        for (int64_t i = 0; i < tile.count(); ++i) {
+            if (number++ % team.count != team.index) continue;
+            bool fresh = true;
+            std::memset(scratch.state, 0, 4 * step);
+            for (int64_t split = 0; split < count; ++split) {
+                Part part{shared + ((item + split) * kTile + i) * step};
+                if (part.total() == 0) continue;
+                merge(Part{scratch.state}, part, shape, fresh);
+                fresh = false;
+            }
+            give(out, shape, tile, i, Part{scratch.state});
+        }
+        item += count;
+    });
+}
+
+}  // namespace
+
+ALLOTROPE_KERNELS({"attention", attention})
+
+}  // namespace allotrope::ALLOTROPE_ISA
