@@ -10,6 +10,8 @@
 
 #include "isa.h"
 #include "pool.h"
+#include "program.h"
+#include "step_object.h"
 
 namespace nb = nanobind;
 
@@ -67,6 +69,57 @@ void run(const std::string& isa, const std::string& kernel, const std::string& p
     run_team(threads, run_single, &single);
 }
 
+// False if there is no room for the step: `needed` then says how many rows it has of each kind.
+bool launch(Program& program, nb::handle step, nb::handle tokens, nb::handle logprobs, nb::handle finite,
+            nb::handle call_s) {
+    const StepObject given(step);
+    const Held<int32_t> drawn(tokens, "tokens", true);
+    const Held<float> values(logprobs, "logprobs", true);
+    const Held<uint8_t> flags(finite, "finite", true);
+    Held<double> seconds;
+    StepOutput out{drawn.data(), values.data(), flags.data()};
+    if (!call_s.is_none()) {
+        seconds.take(call_s, "call_s", true);
+        out.call_s = seconds.data();
+    }
+    nb::gil_scoped_release released;
+    return program.launch(given.input(), out);
+}
+
+void bind_program(nb::module_& module) {
+    nb::class_<Program>(module, "Program")
+        .def("__init__",
+             [](Program* self, const std::string& isa, int threads, int64_t page_size) {
+                 new (self) Program(isa_named(isa), threads, page_size);
+             })
+        .def("fixed", [](Program& self, const Described& view) { return self.fixed(view_of(view)); })
+        .def("cache", [](Program& self, const Described& view) { return self.cache(view_of(view)); })
+        .def("buffer", [](Program& self, int rows, int64_t width,
+                          int dtype) { return self.buffer(static_cast<Rows>(rows), width, static_cast<Dtype>(dtype)); })
+        .def("part", &Program::part)
+        .def("step", &Program::step)
+        .def("call", [](Program& self, int rows) { self.call(static_cast<Rows>(rows)); })
+        .def("choice", &Program::choice)
+        .def("logits", &Program::logits)
+        .def("sampled", &Program::sampled)
+        .def("preludes", &Program::preludes)
+        .def("reserve", &Program::reserve)
+        .def("poison", &Program::poison)
+        .def("launch", launch, nb::arg("step"), nb::arg("tokens"), nb::arg("logprobs"), nb::arg("finite"),
+             nb::arg("call_s").none())
+        .def("needed", &Program::needed)
+        .def("place_of_logits", [](const Program& self) {
+            const View& view = self.logits_of_step();
+            return std::tuple(reinterpret_cast<uintptr_t>(view.data), view.rows, view.width);
+        })
+        .def("reported", [](const Program& self) {
+            return std::tuple(self.reported(), self.most_likeliest());
+        })
+        .def("reports", [](const Program& self) {
+            return std::tuple(self.given(), self.likeliest(), self.values());
+        });
+}
+
 }  // namespace
 
 }  // namespace allotrope
@@ -87,4 +140,5 @@ NB_MODULE(_core, module) {
     });
     module.def("usable_threads", usable_threads);
     module.def("run", run);
+    bind_program(module);
 }

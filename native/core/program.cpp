@@ -1,0 +1,369 @@
+#include "program.h"
+
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "pool.h"
+
+namespace allotrope {
+
+namespace {
+
+constexpr int64_t kReportChunk = 4096;  // as in sums.h
+constexpr int64_t kReportRecord = 16;   // bytes of a chunk's record, or more
+
+int64_t size_of(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::f64:
+        case Dtype::i64: return 8;
+        case Dtype::f16:
+        case Dtype::bf16: return 2;
+        case Dtype::u8:
+        case Dtype::i8: return 1;
+        default: return 4;
+    }
+}
+
+template <class T>
+constexpr Dtype dtype_of() {
+    if constexpr (std::is_same_v<T, float>) return Dtype::f32;
+    if constexpr (std::is_same_v<T, int32_t>) return Dtype::i32;
+    if constexpr (std::is_same_v<T, int64_t>) return Dtype::i64;
+    return Dtype::u8;
+}
+
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+Memory::Memory(size_t bytes) : bytes_(bytes) {
+    if (bytes == 0) return;
+    void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (found == MAP_FAILED) {
+        bytes_ = 0;
+        throw std::bad_alloc();
+    }
+#ifdef MADV_HUGEPAGE
+    if (bytes >= size_t{4} << 20) madvise(found, bytes, MADV_HUGEPAGE);
+#endif
+    at_ = static_cast<char*>(found);
+}
+
+Memory::~Memory() {
+    if (at_ != nullptr) munmap(at_, bytes_);
+}
+
+template <class T>
+View Program::view_of(const T* data, int64_t count) {
+    // An empty array is there all the same: an operand without data would count as absent.
+    static const T none{};
+    return View{const_cast<T*>(count ? data : &none), 1, count, count * static_cast<int64_t>(sizeof(T)), dtype_of<T>(), 0};
+}
+
+Program::Program(const Isa& isa, int threads, int64_t page_size)
+    : isa_(isa),
+      threads_(threads),
+      page_size_(page_size),
+      finite_(find_kernel(isa, "finite")),
+      scores_(find_kernel(isa, "scores")) {
+    new_slot();  // slot 0: absent
+}
+
+View* Program::new_slot() { return slots_.emplace_back(std::make_unique<View>()).get(); }
+
+int Program::fixed(const View& view) {
+    *new_slot() = view;
+    return static_cast<int>(slots_.size()) - 1;
+}
+
+int Program::cache(const View& view) {
+    caches_.push_back(fixed(view));
+    return caches_.back();
+}
+
+int Program::buffer(Rows rows, int64_t width, Dtype dtype) {
+    const int slot = fixed(View{nullptr, 0, width, width * size_of(dtype), dtype, 0});
+    buffers_.push_back({slot, rows, width, -1, 0});
+    return slot;
+}
+
+int Program::part(int of, int64_t start, int64_t width) {
+    const View& whole = *slots_.at(of);
+    const int slot = fixed(View{nullptr, 0, width, whole.stride, whole.dtype, 0});
+    Rows rows = kTokens;
+    for (const Buffer& buffer : buffers_)
+        if (buffer.slot == of) rows = buffer.rows;
+    buffers_.push_back({slot, rows, width, of, start});
+    return slot;
+}
+
+int Program::step(const std::string& name) {
+    const auto known = step_slots_.find(name);
+    if (known != step_slots_.end()) return known->second;
+    View* view = new_slot();
+    const int slot = static_cast<int>(slots_.size()) - 1;
+    step_slots_[name] = slot;
+    if (name == "tokens") token_ids_.view = view;
+    else if (name == "positions") positions_.view = view;
+    else if (name == "prompt_lens") prompt_lens_.view = view;
+    else if (name == "kv_slots") kv_slots_.view = view;
+    else if (name == "logit_rows") logit_rows_.view = view;
+    else if (name == "sample_rows") sample_rows_.view = view;
+    else if (name == "seeds") seeds_.view = view;
+    else if (name == "sample_positions") sample_positions_.view = view;
+    else if (name == "adjust_rows") adjust_rows_.view = view;
+    else if (name == "adjust_tokens") adjust_tokens_.view = view;
+    else if (name == "temperature") temperature_.view = view;
+    else if (name == "top_p") top_p_.view = view;
+    else if (name == "min_p") min_p_.view = view;
+    else if (name == "top_k") top_k_.view = view;
+    else if (name != "row_starts" && name != "row_first" && name != "page_table" && name != "adjust_divide" &&
+             name != "adjust_add")
+        throw std::invalid_argument("no step has an array named " + name);
+    return slot;
+}
+
+void Program::call(Rows rows) { calls_.push_back({rows, {}}); }
+
+void Program::choice(int64_t bound, const std::string& kernel, const std::vector<double>& numbers,
+                     const std::vector<int>& ins, const std::vector<int>& outs, const std::string& prelude,
+                     const std::vector<double>& key) {
+    auto made = std::make_unique<Choice>();
+    made->bound = bound;
+    made->kernel = find_kernel(isa_, kernel);
+    if (made->kernel == nullptr) throw std::invalid_argument("no kernel is named " + kernel);
+    made->numbers = numbers;
+    for (const auto* group : {&ins, &outs})
+        for (const int slot : *group) made->operands.push_back(slots_.at(slot).get());
+    made->args.ins = made->operands.data();
+    made->args.outs = made->operands.data() + ins.size();
+    made->args.params = made->numbers.data();
+    made->prelude = -1;
+    if (!prelude.empty()) {
+        for (size_t i = 0; i < keys_.size(); ++i)
+            if (prelude_names_[i] == prelude && keys_[i] == key) made->prelude = static_cast<int>(i);
+        if (made->prelude < 0) {
+            made->prelude = static_cast<int>(keys_.size());
+            keys_.push_back(key);
+            prelude_names_.push_back(prelude);
+            prelude_of_.push_back(made.get());
+            prelude_kernels_.push_back(find_kernel(isa_, prelude));
+            if (prelude_kernels_.back() == nullptr) throw std::invalid_argument("no kernel is named " + prelude);
+        }
+    }
+    calls_.back().choices.push_back(std::move(made));
+}
+
+void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes) {
+    capacity_ = rows;
+    memory_.clear();
+    std::vector<char*> places(slots_.size(), nullptr);
+    for (const Buffer& buffer : buffers_) {
+        View& view = *slots_[buffer.slot];
+        if (buffer.of < 0) {
+            memory_.emplace_back(static_cast<size_t>(view.stride * rows[buffer.rows]));
+            view.data = memory_.back().at();
+        } else {
+            view.data = slots_[buffer.of]->as<char>() + buffer.start * size_of(view.dtype);
+        }
+    }
+    workspace_ = Memory();
+    workspace_ = Memory(static_cast<size_t>(workspace));
+    shared_.clear();
+    for (const int64_t size : preludes) shared_.emplace_back(static_cast<size_t>(size));
+    for (Call& call : calls_)
+        for (auto& choice : call.choices) {
+            choice->args.workspace = workspace_.at();
+            choice->args.shared = choice->prelude < 0 ? nullptr : shared_[choice->prelude].at();
+        }
+    const int64_t vocab = slots_[logits_]->width, chunks = (vocab + kReportChunk - 1) / kReportChunk;
+    report_room_ = Memory();
+    report_room_ = Memory(static_cast<size_t>((rows[kLogits] + rows[kTokens] + rows[kSamples]) * chunks * kReportRecord));
+}
+
+void Program::poison() {
+    for (const auto* group : {&memory_, &shared_})
+        for (const Memory& memory : *group) std::memset(memory.at(), 0xFF, memory.bytes());
+    if (workspace_.bytes()) std::memset(workspace_.at(), 0xFF, workspace_.bytes());
+}
+
+// Works out which rows there are of each kind, and every array of the step. False if there is no room for so many.
+bool Program::place(const StepInput& step) {
+    token_ids_.clear(), positions_.clear(), prompt_lens_.clear(), kv_slots_.clear(), logit_rows_.clear();
+    sample_rows_.clear(), seeds_.clear(), sample_positions_.clear(), drawn_slots_.clear();
+    temperature_.clear(), top_p_.clear(), min_p_.clear(), top_k_.clear();
+    adjust_rows_.clear(), adjust_tokens_.clear();
+    logit_starts_.clear();
+    among_.assign(static_cast<size_t>(step.rows), -1);
+    for (int64_t row = 0; row < step.rows; ++row) {
+        const int64_t slot = step.slots[row], start = step.starts[row], end = step.starts[row + 1];
+        if (slot >= static_cast<int64_t>(drawn_.size())) drawn_.resize(static_cast<size_t>(slot) + 1, 0);
+        logit_starts_.push_back(logit_rows_.count());
+        for (int64_t token = start; token < end; ++token) {
+            const int64_t position = step.first[row] + token - start;
+            const int64_t page = step.pages[row * step.pages_wide + position / page_size_];
+            token_ids_.add(step.tokens[token] == -1 ? drawn_[slot] : step.tokens[token]);
+            positions_.add(position);
+            prompt_lens_.add(step.prompt_lens[row]);
+            kv_slots_.add(page * page_size_ + position % page_size_);
+            const bool last = token == end - 1 && step.want[row] != kWantNone;
+            if (last || step.want[row] == kWantAll || (step.targets && step.targets[token] >= 0)) logit_rows_.add(token);
+        }
+        if (!step.sample[row]) continue;
+        among_[row] = sample_rows_.count();
+        sample_rows_.add(logit_rows_.count() - 1);
+        seeds_.add(step.seeds[row]);
+        sample_positions_.add(step.first[row] + end - start);
+        drawn_slots_.add(slot);
+        temperature_.add(step.temperature[row]);
+        top_p_.add(step.top_p[row]);
+        min_p_.add(step.min_p[row]);
+        top_k_.add(step.top_k[row]);
+    }
+    logit_starts_.push_back(logit_rows_.count());
+    for (int64_t entry = 0; entry < step.adjustments; ++entry) {
+        adjust_rows_.add(among_[step.adjust_rows[entry]]);
+        adjust_tokens_.add(step.adjust_tokens[entry]);
+    }
+    counts_ = {step.tokens_in_all, logit_rows_.count(), sample_rows_.count()};
+    for (int kind = 0; kind < kRowKinds; ++kind)
+        if (counts_[kind] > capacity_[kind]) return false;
+    return true;
+}
+
+// Rows of the logits of which something is reported: those with candidates, then every token with a target.
+void Program::report(const StepInput& step) {
+    score_rows_.clear(), score_given_.clear();
+    most_ = 0;
+    for (int64_t row = 0; row < step.rows; ++row) {
+        if (step.candidates[row] <= 0 || step.want[row] == kWantNone) continue;
+        score_rows_.add(logit_starts_[row + 1] - 1);
+        score_given_.add(0);
+        most_ = step.candidates[row] > most_ ? step.candidates[row] : most_;
+    }
+    if (step.targets) {
+        int64_t at = 0;
+        for (int64_t row = 0; row < step.rows; ++row) {
+            if (step.target_candidates && step.target_candidates[row] > most_) most_ = step.target_candidates[row];
+            for (int64_t token = step.starts[row]; token < step.starts[row + 1]; ++token) {
+                if (step.targets[token] < 0) continue;
+                while (logit_rows_.held[at] != token) ++at;
+                score_rows_.add(at);
+                score_given_.add(step.targets[token]);
+            }
+        }
+    }
+    const int64_t rows = score_rows_.count(), vocab = slots_[logits_]->width;
+    most_ = most_ < vocab ? most_ : vocab;
+    given_values_.resize(rows);
+    likeliest_.resize(rows * most_);
+    values_.resize(rows * most_);
+    flags_.resize(counts_[kLogits]);
+    flags_view_ = view_of(flags_.data(), counts_[kLogits]);
+    rows_view_ = view_of(score_rows_.held.data(), rows);
+    given_view_ = view_of(score_given_.held.data(), rows);
+    given_out_ = view_of(given_values_.data(), rows);
+    likeliest_out_ = View{likeliest_.data(), rows, most_, 8 * most_, Dtype::i64, 0};
+    values_out_ = View{values_.data(), rows, most_, 4 * most_, Dtype::f32, 0};
+}
+
+void Program::show(const StepInput& step) {
+    token_ids_.show(), positions_.show(), prompt_lens_.show(), kv_slots_.show(), logit_rows_.show();
+    sample_rows_.show(), seeds_.show(), sample_positions_.show(), temperature_.show(), top_p_.show(), min_p_.show();
+    top_k_.show(), adjust_rows_.show(), adjust_tokens_.show();
+    const auto set = [&](const char* name, const View& view) {
+        const auto found = step_slots_.find(name);
+        if (found != step_slots_.end()) *slots_[found->second] = view;
+    };
+    set("row_starts", view_of(step.starts, step.rows + 1));
+    set("row_first", view_of(step.first, step.rows));
+    set("adjust_divide", view_of(step.adjust_divide, step.adjustments));
+    set("adjust_add", view_of(step.adjust_add, step.adjustments));
+    set("page_table", View{const_cast<int32_t*>(step.pages), step.rows, step.pages_wide, 4 * step.pages_wide, Dtype::i32, 0});
+    for (const Buffer& buffer : buffers_) slots_[buffer.slot]->rows = counts_[buffer.rows];
+}
+
+void Program::copy_pages(Team& team) const {
+    for (size_t i = team.index; i < caches_.size(); i += team.count) {
+        const View& cache = *slots_[caches_[i]];
+        const int64_t bytes = cache.stride * page_size_;
+        for (int64_t copy = 0; copy < input_->copies; ++copy) {
+            const int32_t *pair = input_->page_copies + 2 * copy;
+            std::memcpy(cache.as<char>() + pair[1] * bytes, cache.as<char>() + pair[0] * bytes, bytes);
+        }
+    }
+    team.barrier();
+}
+
+void Program::run(Team& team) {
+    const bool timed = output_->call_s != nullptr && team.index == 0;
+    double last = timed ? now() : 0;
+    if (input_->copies) copy_pages(team);
+    for (size_t i = 0; i < prelude_of_.size(); ++i) {
+        Args args = prelude_of_[i]->args;
+        args.workspace = shared_[i].at();
+        prelude_kernels_[i](args, team);
+    }
+    if (!prelude_of_.empty()) team.barrier();
+    for (size_t number = 0; number < calls_.size(); ++number) {
+        const Call& call = calls_[number];
+        const int64_t rows = counts_[call.rows];
+        if (rows == 0) continue;
+        const Choice* chosen = nullptr;
+        for (const auto& choice : call.choices) {
+            chosen = choice.get();
+            if (chosen->bound == 0 || rows <= chosen->bound) break;
+        }
+        chosen->kernel(chosen->args, team);
+        team.barrier();
+        if (!timed) continue;
+        const double here = now();
+        output_->call_s[number] = here - last;
+        last = here;
+    }
+    if (counts_[kLogits] == 0) return;
+    const View* operands[] = {slots_[logits_].get(), &flags_view_};
+    finite_(Args{operands, operands + 1, nullptr, report_room_.at(), nullptr}, team);
+    if (score_rows_.count() == 0) return;
+    team.barrier();
+    const View* scored[] = {slots_[logits_].get(), &rows_view_, &given_view_, &given_out_, &likeliest_out_, &values_out_};
+    scores_(Args{scored, scored + 3, nullptr, report_room_.at(), nullptr}, team);
+}
+
+void Program::give(const StepInput& step, const StepOutput& out) {
+    const int64_t* drawn = slots_[tokens_]->as<int64_t>();
+    const float* logprobs = slots_[logprobs_]->as<float>();
+    for (int64_t row = 0; row < step.rows; ++row) {
+        bool finite = true;
+        for (int64_t at = logit_starts_[row]; at < logit_starts_[row + 1]; ++at) finite &= flags_[at] != 0;
+        out.tokens[row] = -1;
+        out.logprobs[row] = NAN;
+        if (const int64_t at = among_[row]; at >= 0) {
+            out.tokens[row] = static_cast<int32_t>(drawn[at]);
+            out.logprobs[row] = logprobs[at];
+            finite &= !std::isnan(logprobs[at]);  // nothing was left to draw from
+            drawn_[drawn_slots_.held[at]] = drawn[at];
+        }
+        out.finite[row] = finite;
+    }
+}
+
+bool Program::launch(const StepInput& step, const StepOutput& out) {
+    if (!place(step)) return false;
+    report(step);
+    show(step);
+    input_ = &step;
+    output_ = &out;
+    run_team(threads_, run_thread, this);
+    give(step, out);
+    return true;
+}
+
+}  // namespace allotrope

@@ -1,0 +1,180 @@
+// A plan made ready to run: slots, calls over them, and all memory that a step needs, made once.
+//
+// A step is one call of `launch`. Every thread of the team walks through all calls with a barrier after each; nothing is
+// allocated, and nobody but them is waited for.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "isa.h"
+#include "kernel.h"
+
+namespace allotrope {
+
+enum Rows { kTokens, kLogits, kSamples, kRowKinds };
+enum Want : uint8_t { kWantNone, kWantLast, kWantAll };
+
+// `runtime.step.StepInput`, field by field.
+struct StepInput {
+    int64_t rows = 0, tokens_in_all = 0, pages_wide = 0, copies = 0, adjustments = 0;
+    const int32_t *slots, *starts, *first, *tokens, *pages, *prompt_lens, *top_k, *candidates, *page_copies;
+    const uint8_t *want, *sample;
+    const float *temperature, *top_p, *min_p;
+    const int64_t* seeds;
+    const int32_t *adjust_rows = nullptr, *adjust_tokens = nullptr;
+    const float *adjust_divide = nullptr, *adjust_add = nullptr;
+    const int32_t *targets = nullptr, *target_candidates = nullptr;  // null: nobody has any
+};
+
+// Where a step's results go, row by row.
+struct StepOutput {
+    int32_t* tokens;
+    float* logprobs;
+    uint8_t* finite;
+    double* call_s = nullptr;  // seconds of each call, if they are to be measured
+};
+
+// Memory of its own, in whole pages, zero until it is touched.
+class Memory {
+   public:
+    Memory() = default;
+    explicit Memory(size_t bytes);
+    ~Memory();
+    Memory(Memory&& other) noexcept { *this = std::move(other); }
+    Memory& operator=(Memory&& other) noexcept {
+        std::swap(at_, other.at_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
+    char* at() const { return at_; }
+    size_t bytes() const { return bytes_; }
+
+   private:
+    char* at_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+class Program {
+   public:
+    Program(const Isa& isa, int threads, int64_t page_size);
+
+    // Slots, by number.
+    int fixed(const View& view);                            // a weight or a cache
+    int cache(const View& view);                            // the same, and pages of it may be copied
+    int buffer(Rows rows, int64_t width, Dtype dtype);      // an activation buffer
+    int part(int of, int64_t start, int64_t width);         // columns of a buffer
+    int step(const std::string& name);                      // what is made for each step
+
+    // A call, made of choices: the first whose bound is not below the row count serves.
+    void call(Rows rows);
+    void choice(int64_t bound, const std::string& kernel, const std::vector<double>& numbers, const std::vector<int>& ins,
+                const std::vector<int>& outs, const std::string& prelude, const std::vector<double>& key);
+    void logits(int slot) { logits_ = slot; }
+    void sampled(int tokens, int logprobs) { tokens_ = tokens, logprobs_ = logprobs; }
+
+    // Makes room for so many rows of each kind, a workspace, and what each prelude makes, in the order of their keys.
+    void reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes);
+    const std::vector<std::vector<double>>& preludes() const { return keys_; }
+    void poison();
+
+    // Computes a step; false if it has more rows of a kind than room was made for. `needed` then says how many.
+    bool launch(const StepInput& step, const StepOutput& out);
+    const std::vector<int64_t>& needed() const { return counts_; }
+
+    // Of the last step: the logits, and what was to be reported, row by row.
+    const View& logits_of_step() const { return *slots_[logits_]; }
+    int64_t reported() const { return score_rows_.count(); }
+    int64_t most_likeliest() const { return most_; }
+    const std::vector<float>& given() const { return given_values_; }
+    const std::vector<int64_t>& likeliest() const { return likeliest_; }
+    const std::vector<float>& values() const { return values_; }
+
+   private:
+    struct Choice {
+        int64_t bound;
+        Kernel kernel;
+        std::vector<double> numbers;
+        std::vector<const View*> operands;  // ins, then outs
+        int prelude;
+        Args args;
+    };
+    struct Call {
+        Rows rows;
+        std::vector<std::unique_ptr<Choice>> choices;
+    };
+    struct Buffer {
+        int slot;
+        Rows rows;
+        int64_t width;
+        int of;  // −1: it has memory of its own
+        int64_t start;
+    };
+    // A step's array that grows and keeps its room.
+    template <class T>
+    struct Column {
+        std::vector<T> held;
+        View* view = nullptr;
+        void clear() { held.clear(); }
+        void add(T value) { held.push_back(value); }
+        int64_t count() const { return static_cast<int64_t>(held.size()); }
+        void show() {
+            if (view) *view = view_of(held.data(), count());
+        }
+    };
+    template <class T>
+    static View view_of(const T* data, int64_t count);
+
+    View* new_slot();
+    int number_of(const View* slot) const;
+    bool place(const StepInput& step);
+    void report(const StepInput& step);
+    void show(const StepInput& step);
+    void run(Team& team);
+    void copy_pages(Team& team) const;
+    void give(const StepInput& step, const StepOutput& out);
+    static void run_thread(void* context, Team& team) { static_cast<Program*>(context)->run(team); }
+
+    const Isa& isa_;
+    int threads_;
+    int64_t page_size_;
+    std::vector<std::unique_ptr<View>> slots_;
+    std::map<std::string, int> step_slots_;
+    std::vector<Buffer> buffers_;
+    std::vector<int> caches_;
+    std::vector<Call> calls_;
+    std::vector<std::vector<double>> keys_;
+    std::vector<Choice*> prelude_of_;  // the first choice that asked for it
+    std::vector<Kernel> prelude_kernels_;
+    std::vector<std::string> prelude_names_;
+    int logits_ = -1, tokens_ = -1, logprobs_ = -1;
+
+    std::vector<Memory> memory_;
+    Memory workspace_;
+    std::vector<Memory> shared_;
+    std::vector<int64_t> capacity_ = std::vector<int64_t>(kRowKinds, 0), counts_ = capacity_;
+
+    std::vector<int64_t> drawn_;  // by slot, the token drawn last
+    Column<int64_t> token_ids_, positions_, prompt_lens_, kv_slots_, logit_rows_, sample_rows_, seeds_, sample_positions_,
+        drawn_slots_, adjust_rows_, adjust_tokens_, score_rows_, score_given_;
+    Column<float> temperature_, top_p_, min_p_;
+    Column<int32_t> top_k_;
+    std::vector<int64_t> logit_starts_, among_;
+    const StepInput* input_ = nullptr;
+    const StepOutput* output_ = nullptr;
+
+    Kernel finite_, scores_;
+    std::vector<uint8_t> flags_;
+    std::vector<float> given_values_, values_;
+    std::vector<int64_t> likeliest_;
+    int64_t most_ = 0;
+    View flags_view_, rows_view_, given_view_, given_out_, likeliest_out_, values_out_;
+    Memory report_room_;
+};
+
+}  // namespace allotrope

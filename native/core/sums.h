@@ -1,0 +1,117 @@
+// What sampling and scoring sum over a vocabulary: in chunks of fixed length, whose results are added in their order, so
+// that how many threads share a row changes nothing.
+
+#pragma once
+
+#include "maths.h"
+
+namespace allotrope::ALLOTROPE_ISA {
+
+constexpr int64_t kChunk = 4096;
+
+inline int64_t chunks_of(int64_t vocab) { return (vocab + kChunk - 1) / kChunk; }
+
+constexpr int kWideLanes = kLanes / 2;
+using D = double __attribute__((vector_size(8 * kWideLanes)));
+using L = int64_t __attribute__((vector_size(8 * kWideLanes)));
+using HalfF = float __attribute__((vector_size(4 * kWideLanes)));
+
+inline D widen(const float* from) {
+    HalfF half;
+    std::memcpy(&half, from, sizeof half);
+    return __builtin_convertvector(half, D);
+}
+
+inline double sum(D value) {
+    double whole[kWideLanes];
+    std::memcpy(whole, &value, sizeof whole);
+    for (int half = kWideLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) whole[i] += whole[i + half];
+    return whole[0];
+}
+
+inline D fma(D a, D b, D c) {
+#if defined(__AVX512F__)
+    return (D)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+    return (D)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// e^x for x ≤ 0, right to about an ulp; below −700 it is 0.
+inline D exp_below(D x) {
+    const D shift = 6755399441055744.0 - D{};  // 1.5 · 2⁵²
+    const D bound = x > -700.0 ? x : -700.0 - D{};
+    const D shifted = fma(bound, 1.4426950408889634 - D{}, shift), n = shifted - shift;
+    D r = fma(n, -0x1.62e42feep-1 - D{}, bound);  // 33 bits of ln 2: times n that is exact
+    r = fma(n, -0x1.a39ef35793c76p-33 - D{}, r);
+    D series = 1.0 / 6227020800.0 - D{};
+    constexpr double terms[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24.0, 6.0};
+    for (const double term : terms) series = fma(series, r, 1.0 / term - D{});
+    series = fma(series, r, 0.5 - D{});
+    series = fma(series * r, r, r) + 1.0;
+    const D found = series * (D)(((L)shifted + 1023) << 52);  // the low bits of `shifted` are n
+    return x > -700.0 ? found : D{};
+}
+
+// A chunk's largest value, NaN if it holds one; and whether all of it is finite.
+struct Peak {
+    float top;
+    bool finite;
+};
+
+inline bool any_of(I mask) {
+    bool found = false;
+    for (int i = 0; i < kLanes; ++i) found |= mask[i] != 0;
+    return found;
+}
+
+inline Peak peak_of(const float* from, int64_t count) {
+    F tops = splat(-INFINITY);
+    I spoilt{}, unordered{};
+    over(
+        0, count,
+        [&](int64_t at) {
+            const F value = load(from + at);
+            tops = max(value, tops);
+            spoilt |= (value - value) != 0.0f;
+            unordered |= value != value;
+        },
+        [&](int64_t at, int64_t left) {
+            const F value = load_some(from + at, left);
+            for (int64_t i = 0; i < left; ++i) tops[0] = value[i] > tops[0] ? value[i] : tops[0];
+            spoilt |= (value - value) != 0.0f;
+            unordered |= value != value;
+        });
+    return {any_of(unordered) ? NAN : largest(tops), !any_of(spoilt)};
+}
+
+// Σ e^(value − peak) over a chunk: exponentials in fp32, their sum in fp64.
+inline double mass_of(const float* from, int64_t count, float peak) {
+    D sums[2] = {};
+    const auto add = [&](F value) {
+        float whole[kLanes];
+        store(whole, value);
+        sums[0] += widen(whole);
+        sums[1] += widen(whole + kWideLanes);
+    };
+    over(
+        0, count, [&](int64_t at) { add(exp(load(from + at) - peak)); },
+        [&](int64_t at, int64_t left) { add(keep(exp(load_some(from + at, left) - peak), left)); });
+    return sum(sums[0] + sums[1]);
+}
+
+// The first of `count` values that equals `value`, or −1.
+inline int64_t first_of(const float* from, int64_t count, float value) {
+    int64_t at = 0;
+    for (; at + kLanes <= count; at += kLanes) {
+        if (any_of(load(from + at) == value)) break;
+    }
+    for (; at < count; ++at)
+        if (from[at] == value) return at;
+    return -1;
+}
+
+}  // namespace allotrope::ALLOTROPE_ISA
