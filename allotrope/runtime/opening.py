@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from allotrope.artifact.plan import Plan
     from allotrope.hw.device import Device
     from allotrope.runtime.eager import EagerExecutor
+    from allotrope.runtime.native import NativeExecutor
     from allotrope.tokenizers import Tokenizer
 
 
@@ -116,15 +117,29 @@ def _executor(engine: Engine, device: Device, options: RuntimeOptions, max_len: 
     )
 
 
-def _executor_class(plan: Plan, device: Device, options: RuntimeOptions) -> type[EagerExecutor]:
-    """The executor asked for; auto: graphs, on a GPU and where the plan's tactics can be recorded."""
-    from allotrope.runtime.eager import EagerExecutor
-    from allotrope.runtime.graph import GraphExecutor
-    from allotrope.runtime.program import capturable_rows
+def _executor_class(plan: Plan, device: Device, options: RuntimeOptions) -> type[NativeExecutor | EagerExecutor]:
+    """The executor asked for. auto: on a CPU the native one where the core computes all that the plan calls; on a GPU
+    graphs where its tactics can be recorded; else eager."""
+    from allotrope.runtime.program import capturable_rows, unserved
 
-    if options.executor == "graph" and device.kind != "cuda":
-        raise UsageError("executor is 'graph'; on a CPU it must be eager", remedy="leave it at auto")
-    if options.executor == "auto":
-        records = device.kind == "cuda" and capturable_rows(plan, options.max_num_seqs) > 0
-        return GraphExecutor if records else EagerExecutor
-    return GraphExecutor if options.executor == "graph" else EagerExecutor
+    if device.kind == "cpu":
+        if options.executor == "graph":
+            raise UsageError("executor is 'graph'; on a CPU it must be native or eager", remedy="leave it at auto")
+        missing = unserved(plan) if options.executor != "eager" else None
+        if missing is not None and options.executor == "native":
+            problem = "executor is 'native', but {0} is computed by {1}, which is not the native core's".format(*missing)
+            raise UsageError(problem, remedy="build the engine anew, or leave the executor at auto")
+        if options.executor != "eager" and missing is None:
+            from allotrope.runtime.native import NativeExecutor
+
+            return NativeExecutor
+    from allotrope.runtime.eager import EagerExecutor
+
+    if options.executor == "native":
+        raise UsageError(f"executor is 'native'; on {device.kind} it must be graph or eager", remedy="leave it at auto")
+    if device.kind == "cpu" or options.executor == "eager":
+        return EagerExecutor
+    from allotrope.runtime.graph import GraphExecutor
+
+    records = options.executor == "graph" or capturable_rows(plan, options.max_num_seqs) > 0
+    return GraphExecutor if records else EagerExecutor

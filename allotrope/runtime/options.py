@@ -32,7 +32,7 @@ def parse_size(name: str, value: Any) -> int:
 
 
 POLICIES = ("fcfs", "priority")
-EXECUTORS = ("auto", "eager", "graph")
+EXECUTORS = ("auto", "native", "eager", "graph")
 MOST_IN_FLIGHT = 32  # steps launched and not read, whatever check_step and skip_step say
 _WHOLE = {
     "threads": (1, 1024),
@@ -50,8 +50,8 @@ class RuntimeOptions:
     """How an engine is run. What is None or auto is settled when the engine is known."""
 
     device: str = "auto"  # auto: the one that the engine was built for
-    executor: str = "auto"  # auto: graph on a GPU, eager on a CPU
-    threads: int | None = None  # CPU threads; None: torch's choice
+    executor: str = "auto"  # auto: on a CPU native, on a GPU graph, where the plan allows it; else eager
+    threads: int | None = None  # CPU threads; None: the CPUs that we may use, or torch's choice
     max_num_seqs: int = 32  # the most requests that run at once
     max_batched_tokens: int = 2048  # the most tokens in a step
     page_size: int = 16  # tokens per KV page

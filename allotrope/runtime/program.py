@@ -17,8 +17,9 @@ from allotrope.errors import EngineError
 from allotrope.hw.device import Device
 from allotrope.ops import registry
 from allotrope.ops.contract import Array, Scalar
+from allotrope.ops.native import NativeTactic
 from allotrope.ops.tactic import Tactic, granule
-from allotrope.runtime.weights import Weights
+from allotrope.runtime.weights import Arrays
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class Bound:
 class Program:
     """A plan's calls, bound to one device's weights. It owns no memory but those."""
 
-    def __init__(self, plan: Plan, weights: Weights, device: Device) -> None:
+    def __init__(self, plan: Plan, weights: Arrays, device: Device) -> None:
         self.plan = plan
         self.calls = [_bind(plan, call, weights) for call in plan.calls]
         self._device = device
@@ -137,7 +138,7 @@ def _take(own: Mapping[str, Array] | None, outs: dict[str, Array], bound: Bound,
             outs[operand].copy_(own[operand])
 
 
-def _bind(plan: Plan, call: Call, weights: Weights) -> Bound:
+def _bind(plan: Plan, call: Call, weights: Arrays) -> Bound:
     contract = registry.contract(call.op)
     weighed = {operand: slot for operand, slot in call.ins.items() if plans.kind(slot) == "w"}
     choices = []
@@ -186,6 +187,15 @@ def uncapturable(plan: Plan) -> tuple[str, str]:
     """Path and tactic of the first call that keeps even a single row out of a graph."""
     found = ((call.path, call.tactics[0][1]) for call in plan.calls if not _first(call).capturable)
     return next(found, ("", ""))
+
+
+def unserved(plan: Plan) -> tuple[str, str] | None:
+    """Path and tactic of the first call that the native core does not compute; None if it computes them all."""
+    for call in plan.calls:
+        for _, name in call.tactics:
+            if not isinstance(registry.tactic(call.op, name), NativeTactic):
+                return call.path, name
+    return None
 
 
 def _first(call: Call) -> Tactic:

@@ -112,7 +112,7 @@ class Results:
         candidates: tuple[Candidates, ...] = ((),) * step.rows
         scored: tuple[tuple[Scored, ...], ...] = ()
         if "given" in found:
-            candidates, scored = _reports(step, found, finite)
+            candidates, scored = reports(step, found, finite)
         timed = (None, 0.0) if self._calls is None else self._calls.seconds()
         return StepOutput(tokens, logprobs, candidates, finite, scored, self._logits, busy_s, idle_s, *timed)
 
@@ -127,7 +127,7 @@ def _sent(tensor: torch.Tensor) -> torch.Tensor:
     return home.copy_(tensor, non_blocking=True)
 
 
-def _reports(
+def reports(
     step: StepInput, found: Mapping[str, Any], finite: np.ndarray[Any, Any]
 ) -> tuple[tuple[Candidates, ...], tuple[tuple[Scored, ...], ...]]:
     """Each row's likeliest tokens, and its targets' scores."""

@@ -1,4 +1,4 @@
-"""An engine's weights as tensors: on a CPU views of the mapped files, on a GPU one copy of each."""
+"""An engine's weights, as arrays or as tensors: on a CPU views of the mapped files, on a GPU one copy of each."""
 
 from __future__ import annotations
 
@@ -47,14 +47,65 @@ class Engine(Protocol):
         ...
 
 
-class Weights:
-    """The engine's weights on one device. Nothing is loaded before something is asked for, and nothing twice."""
+class Arrays:
+    """The engine's weights as NumPy has them: views of the mapped files, in whatever layout a tactic asks for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stored = engine.manifest.plan.weights
+        self._holder = {slot: name for name, weight in self._stored.items() for slot, _ in weight.parts}
+
+    def packed(self, name: str) -> Any:
+        """The weight as the engine's file has it."""
+        return self._engine.array(name)
+
+    def canonical(self, name: str) -> Any:
+        """A stored weight, all its parts, as a view in the checkpoint's own layout ([out, in] for matrices)."""
+        weight = self._stored[name]
+        whole = _stacked(weight)
+        return self._checked(name, PACKINGS[weight.packing].unpack(self._engine.array(name), [whole])[0])
+
+    def part(self, slot: str) -> Any:
+        """One slot of the recipe, wherever it is packed, as a view in the checkpoint's own layout."""
+        if slot not in self._holder:
+            raise EngineError(f"no weight holds {slot}", remedy="rebuild the engine with: allotrope build")
+        name = self._holder[slot]
+        weight = self._stored[name]
+        slots, shapes = [part for part, _ in weight.parts], [shape for _, shape in weight.parts]
+        unpacked = PACKINGS[weight.packing].unpack(self._engine.array(name), shapes)
+        return self._checked(name, unpacked[slots.index(slot)])
+
+    def get(self, name: str, weight: Weight, packing: str) -> Any:
+        """`weight` of a plan, which need not be the engine's own, for a tactic that reads `packing`."""
+        stored = self._stored.get(name)
+        if stored is not None and stored.parts == weight.parts:
+            if stored.packing == packing:
+                return self.packed(name)
+            if packing == "rows":
+                return self.canonical(name)
+        elif packing == "rows" and len(weight.parts) == 1:
+            return self.part(weight.parts[0][0])
+        raise EngineError(
+            f"weight {name} is packed as {stored.packing if stored else 'part of others'!r}, not {packing!r}",
+            remedy="rebuild the engine with: allotrope build",
+        )
+
+    def _checked(self, name: str, unpacked: npt.NDArray[Any]) -> Any:
+        if not np.may_share_memory(self._engine.array(name), unpacked):
+            raise EngineError(f"weight {name} cannot be unpacked without a copy", remedy="rebuild the engine")
+        return self._view(name, unpacked)
+
+    def _view(self, name: str, unpacked: npt.NDArray[Any]) -> Any:
+        return unpacked
+
+
+class Weights(Arrays):
+    """The engine's weights as tensors on one device. Nothing is loaded before it is asked for, and nothing twice."""
 
     def __init__(self, engine: Engine, device: str) -> None:
-        self._engine, self._device = engine, device
-        self._stored = engine.manifest.plan.weights
+        super().__init__(engine)
+        self._device = device
         self._loaded: dict[str, torch.Tensor] = {}
-        self._holder = {slot: name for name, weight in self._stored.items() for slot, _ in weight.parts}
 
     def packed(self, name: str) -> torch.Tensor:
         """The weight as the engine's file has it."""
@@ -70,42 +121,9 @@ class Weights:
             self._loaded[name] = torch.from_numpy(carrier).view(torch_dtype(self._engine.dtype(name), ""))
         return self._loaded[name]
 
-    def canonical(self, name: str) -> torch.Tensor:
-        """A stored weight, all its parts, as a view in the checkpoint's own layout ([out, in] for matrices)."""
-        weight = self._stored[name]
-        whole = _stacked(weight)
-        return self._view(name, PACKINGS[weight.packing].unpack(self._engine.array(name), [whole])[0])
-
-    def part(self, slot: str) -> torch.Tensor:
-        """One slot of the recipe, wherever it is packed, as a view in the checkpoint's own layout."""
-        if slot not in self._holder:
-            raise EngineError(f"no weight holds {slot}", remedy="rebuild the engine with: allotrope build")
-        name = self._holder[slot]
-        weight = self._stored[name]
-        slots, shapes = [part for part, _ in weight.parts], [shape for _, shape in weight.parts]
-        unpacked = PACKINGS[weight.packing].unpack(self._engine.array(name), shapes)
-        return self._view(name, unpacked[slots.index(slot)])
-
-    def get(self, name: str, weight: Weight, packing: str) -> torch.Tensor:
-        """`weight` of a plan, which need not be the engine's own, for a tactic that reads `packing`."""
-        stored = self._stored.get(name)
-        if stored is not None and stored.parts == weight.parts:
-            if stored.packing == packing:
-                return self.packed(name)
-            if packing == "rows":
-                return self.canonical(name)
-        elif packing == "rows" and len(weight.parts) == 1:
-            return self.part(weight.parts[0][0])
-        raise EngineError(
-            f"weight {name} is packed as {stored.packing if stored else 'part of others'!r}, not {packing!r}",
-            remedy="rebuild the engine with: allotrope build",
-        )
-
     def _view(self, name: str, unpacked: npt.NDArray[Any]) -> torch.Tensor:
         """The part of the packed tensor that `unpacked` is of the packed array: same offset, same strides."""
         array, packed = self._engine.array(name), self.packed(name)
-        if not np.may_share_memory(array, unpacked):
-            raise EngineError(f"weight {name} cannot be unpacked without a copy", remedy="rebuild the engine")
         offset = unpacked.__array_interface__["data"][0] - array.__array_interface__["data"][0]
         strides = [stride // array.itemsize for stride in unpacked.strides]
         return packed.as_strided(unpacked.shape, strides, packed.storage_offset() + offset // array.itemsize)

@@ -69,8 +69,8 @@ void run(const std::string& isa, const std::string& kernel, const std::string& p
     run_team(threads, run_single, &single);
 }
 
-// False if there is no room for the step: `needed` then says how many rows it has of each kind.
-bool launch(Program& program, nb::handle step, nb::handle tokens, nb::handle logprobs, nb::handle finite,
+// How many rows of logits there are; −1 if there is no room for the step: `needed` then says how many rows it has.
+int64_t launch(Program& program, nb::handle step, nb::handle tokens, nb::handle logprobs, nb::handle finite,
             nb::handle call_s) {
     const StepObject given(step);
     const Held<int32_t> drawn(tokens, "tokens", true);
@@ -83,7 +83,7 @@ bool launch(Program& program, nb::handle step, nb::handle tokens, nb::handle log
         out.call_s = seconds.data();
     }
     nb::gil_scoped_release released;
-    return program.launch(given.input(), out);
+    return program.launch(given.input(), out) ? program.needed()[kLogits] : -1;
 }
 
 void bind_program(nb::module_& module) {
@@ -108,10 +108,7 @@ void bind_program(nb::module_& module) {
         .def("launch", launch, nb::arg("step"), nb::arg("tokens"), nb::arg("logprobs"), nb::arg("finite"),
              nb::arg("call_s").none())
         .def("needed", &Program::needed)
-        .def("place_of_logits", [](const Program& self) {
-            const View& view = self.logits_of_step();
-            return std::tuple(reinterpret_cast<uintptr_t>(view.data), view.rows, view.width);
-        })
+        .def("place_of_logits", [](const Program& self) { return reinterpret_cast<uintptr_t>(self.logits_of_step().data); })
         .def("reported", [](const Program& self) {
             return std::tuple(self.reported(), self.most_likeliest());
         })

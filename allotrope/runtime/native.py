@@ -1,0 +1,224 @@
+"""The native executor: a plan handed to the core once, and each step one call into it. No torch.
+
+The core has the step's record as it is; what follows from it (positions, slots in the pages, which rows have logits) it
+works out itself. Weights stay where the engine's files are mapped; the KV pool, the buffers and a workspace are
+made when the engine is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from allotrope import native
+from allotrope.artifact import plan as plans
+from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Plan
+from allotrope.artifact.problems import Load
+from allotrope.errors import EngineError, OutOfMemory, UsageError
+from allotrope.hw.detect import available_memory
+from allotrope.hw.device import Device
+from allotrope.ops.kv_rows import COMPUTE
+from allotrope.ops.native import NativeTactic, aligned, describe, operands
+from allotrope.ops.sample import ADJUSTMENTS
+from allotrope.runtime.program import Bound, Choice, Program, unserved
+from allotrope.runtime.results import reports
+from allotrope.runtime.step import Pending, StepInput, StepOutput
+from allotrope.runtime.weights import Arrays, Engine
+from allotrope.units import shortage
+
+_KINDS = {TOKENS: 0, LOGITS: 1, SAMPLES: 2}
+_DTYPES = {"compute": 1, "fp32": 1, "int64": 6}
+_ABSENT = 0  # the core's first slot
+
+
+class _Done:
+    """A step that has been computed: on a CPU it is, when `launch` returns."""
+
+    ready = True
+
+    def __init__(self, output: StepOutput) -> None:
+        self._output = output
+
+    def wait(self) -> StepOutput:
+        """Its output."""
+        return self._output
+
+
+class NativeExecutor:
+    """Runs steps of an engine whose plan calls nothing but the core's kernels.
+
+    `poison` fills memory with NaN before it is used, for tests; `timed` notes how long each call of a step takes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        device: Device,
+        pages: int,
+        page_size: int,
+        max_tokens: int,
+        max_requests: int = 1,
+        plan: Plan | None = None,
+        threads: int | None = None,
+        poison: bool = False,
+        timed: bool = False,
+    ) -> None:
+        native.set_threads(threads)
+        self.plan = plan or engine.manifest.plan
+        self.page_size, self.pages = page_size, pages
+        self._poison, self._timed = poison, timed
+        if (other := unserved(self.plan)) is not None:
+            raise EngineError(f"its tactic {other[1]} is not the native core's", where=other[0], remedy="run it eagerly")
+        self._program = Program(self.plan, Arrays(engine), device)
+        self._caches = _make_caches(self.plan, pages, page_size, poison)
+        self._capacity = dict.fromkeys((TOKENS, LOGITS, SAMPLES), 0)
+        self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
+        self._reserve({TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}, make=False)
+        self._core: Any = self._handed_over()
+        self._reserve(self._capacity)
+        self._ended: float | None = None
+
+    def launch(self, step: StepInput) -> Pending:
+        """Compute a step."""
+        return _Done(self.run(step))
+
+    def run(self, step: StepInput) -> StepOutput:
+        """Compute a step."""
+        if self._core is None:
+            raise UsageError("the engine has been closed", remedy="open it again")
+        began, rows = time.perf_counter(), len(step.slots)
+        tokens, logprobs, finite = np.empty(rows, np.int32), np.empty(rows, np.float32), np.empty(rows, np.bool_)
+        seconds = np.zeros(len(self.plan.calls)) if self._timed else None
+        if self._poison:
+            self._core.poison()
+        while (count := self._core.launch(step, tokens, logprobs, finite, seconds)) < 0:
+            needed = dict(zip(_KINDS, self._core.needed(), strict=True))
+            self._reserve({kind: max(count, self._capacity[kind]) for kind, count in needed.items()})
+        candidates, scored = self._reports(step, finite) if self._core.reported()[0] else (((),) * rows, ())
+        ended = time.perf_counter()
+        idle, self._ended = 0.0 if self._ended is None else began - self._ended, ended
+        prepared = 0.0 if seconds is None else max(ended - began - float(seconds.sum()), 0.0)
+        logits = self._logits[:count]
+        return StepOutput(tokens, logprobs, candidates, finite, scored, logits, ended - began, idle, seconds, prepared)
+
+    def close(self) -> None:
+        """Let go of all memory. The executor is of no use afterwards."""
+        self._core, self._caches = None, {}
+        self._logits = np.zeros((0, self.plan.vocab), np.float32)
+
+    def _reports(self, step: StepInput, finite: npt.NDArray[np.bool_]) -> tuple[Any, Any]:
+        rows, most = self._core.reported()
+        given, likeliest, values = self._core.reports()
+        found = {
+            "given": np.array(given, np.float32),
+            "likeliest": np.array(likeliest, np.int64).reshape(rows, most),
+            "values": np.array(values, np.float32).reshape(rows, most),
+        }
+        return reports(step, found, finite)
+
+    def _reserve(self, rows: Mapping[str, int], *, make: bool = True) -> None:
+        """Make room for steps of this size. The pool bounds how long a context can be."""
+        self._capacity = dict(rows)
+        context = min(self.plan.max_len, self.pages * self.page_size)
+        load = Load(0, max(rows[SAMPLES], 1), context, self.page_size, self.pages)
+        workspace = self._program.workspace(self._capacity, load)
+        if not make:
+            return
+        shared = [
+            aligned(tactic.prelude.room(rows[TOKENS], params))
+            for tactic, params in self._preludes.values()
+            if tactic.prelude is not None
+        ]
+        try:
+            self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared)
+        except MemoryError as error:
+            widths = sum(4 * spec.width * rows[spec.rows] for spec in self.plan.buffers.values() if spec.of is None)
+            raise OutOfMemory(
+                f"activation buffers need {shortage(widths + workspace, available_memory())}",
+                remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
+            ) from error
+        shape = rows[LOGITS], self.plan.vocab
+        place = (ctypes.c_float * (shape[0] * shape[1])).from_address(self._core.place_of_logits())
+        self._logits = np.ctypeslib.as_array(place).reshape(shape)
+
+    def _handed_over(self) -> Any:
+        """The plan as a program of the core."""
+        found = native.find()
+        core = found.core.Program(found.isa, native.threads(), self.page_size)
+        slots: dict[str, int] = {name: core.cache(describe(cache)) for name, cache in self._caches.items()}
+        whole = {name: spec for name, spec in self.plan.buffers.items() if spec.of is None}
+        for name, spec in [*whole.items(), *((n, s) for n, s in self.plan.buffers.items() if s.of is not None)]:
+            slots[f"b:{name}"] = _buffer(core, spec, slots)
+        weights: dict[int, int] = {}
+        for bound in self._program.calls:
+            core.call(_KINDS[bound.rows])
+            for choice in bound.choices:
+                self._choice(core, bound, choice, slots, weights)
+        sample = next(bound for bound in self._program.calls if bound.call.op == "sample")
+        if not set(ADJUSTMENTS) <= set(sample.call.ins):
+            remedy = "rebuild the engine here with: allotrope build"
+            raise EngineError("the plan draws tokens without adjustments", where=sample.call.path, remedy=remedy)
+        core.logits(slots[sample.call.ins["logits"]])
+        core.sampled(slots[sample.call.outs["tokens"]], slots[sample.call.outs["logprobs"]])
+        return core
+
+    def _choice(
+        self, core: Any, bound: Bound, choice: Choice, slots: dict[str, int], weights: dict[int, int]
+    ) -> None:
+        tactic, given = choice.tactic, dict(bound.ins)
+        if not isinstance(tactic, NativeTactic):
+            raise TypeError(f"{tactic.name} of {bound.call.path} is no kernel of the core")
+
+        def slot(operand: str) -> int:
+            if operand in choice.weights:
+                array = choice.weights[operand]
+                if id(array) not in weights:
+                    weights[id(array)] = core.fixed(describe(array))
+                return weights[id(array)]
+            name = given.get(operand)
+            if name is None:
+                return _ABSENT
+            if name not in slots and plans.kind(name) == "s":
+                slots[name] = core.step(plans.name(name))
+            return slots[name]
+
+        ins, outs = operands(tactic.op)
+        numbers = [float(number) for number in tactic.numbers(bound.params)]
+        prelude, key = "", tuple[float, ...]()
+        if tactic.prelude is not None:
+            prelude, key = tactic.prelude.kernel, tuple(float(number) for number in tactic.prelude.key(bound.params))
+            self._preludes.setdefault((prelude, key), (tactic, bound.params))
+        made = [slots[bound.call.outs[name]] for name in outs]
+        core.choice(choice.bound or 0, tactic.kernel, numbers, [slot(name) for name in ins], made, prelude, list(key))
+
+
+def _buffer(core: Any, spec: Buffer, slots: Mapping[str, int]) -> int:
+    if spec.of is not None:
+        return int(core.part(slots[f"b:{spec.of}"], spec.start, spec.width))
+    return int(core.buffer(_KINDS[spec.rows], spec.width, _DTYPES[spec.dtype]))
+
+
+def _make_caches(plan: Plan, pages: int, page_size: int, poison: bool) -> dict[str, npt.NDArray[Any]]:
+    """The KV pool, by `c:` slot. Memory that nobody touches stays unbacked."""
+    caches: dict[str, npt.NDArray[Any]] = {}
+    for layer, form in enumerate(plan.cache.dtypes):
+        shape = (2, pages, page_size, plan.cache.row_width(form))
+        dtype = np.dtype(np.float32 if form == COMPUTE else np.uint8)
+        try:
+            both = np.empty(shape, dtype)
+        except MemoryError as error:
+            needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            raise OutOfMemory(
+                f"the KV pool's pages need {shortage(needed, available_memory())}",
+                remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
+            ) from error
+        if poison:
+            both.fill(np.nan if form == COMPUTE else 0xFF)
+        caches |= {f"c:{layer}.k": both[0], f"c:{layer}.v": both[1]}
+    return caches
