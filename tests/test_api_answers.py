@@ -220,7 +220,7 @@ def test_counters(folder: Path) -> None:
         ("skip_step", -1, "skip_step is -1; it must be a whole number from 0 to 1048576"),
         ("policy", "random", "policy is 'random'; it must be one of fcfs, priority"),
         ("prefix_cache", "yes", "prefix_cache is 'yes'; it must be True or False"),
-        ("executor", "native", "executor is 'native'; it must be one of auto, eager, graph"),
+        ("executor", "cuda", "executor is 'cuda'; it must be one of auto, native, eager, graph"),
         ("executor", ["eager"], "executor is"),
     ],
 )
@@ -230,7 +230,7 @@ def test_options_out_of_bounds(name: str, value: Any, message: str) -> None:
 
 
 def test_a_graph_needs_a_gpu(folder: Path) -> None:
-    with pytest.raises(UsageError, match="executor is 'graph'; on a CPU it must be eager"):
+    with pytest.raises(UsageError, match="executor is 'graph'; on a CPU it must be native or eager"):
         LLM(folder, executor="graph", device="cpu")
 
 

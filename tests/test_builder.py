@@ -56,7 +56,8 @@ OPT = {
     "vocab_size": 99,
     "word_embed_proj_dim": 32,
 }
-QUICK: dict[str, Any] = {"device": "cpu", "tune": "off", "threads": 1}
+# Choosing call by call is what is tested here; that the native core takes all or nothing, in test_native_build.py.
+QUICK: dict[str, Any] = {"device": "cpu", "tune": "off", "threads": 1, "executor": "eager"}
 
 
 def shape(folder: Path, config: Mapping[str, Any] = LLAMA) -> str:
@@ -199,7 +200,7 @@ def test_a_slow_tactic_is_never_chosen(tmp_path: Path, plant: Callable[[Planted]
 @pytest.mark.parametrize("tune", ["fast", "off"])
 def test_a_false_row_class_is_taken_away(tmp_path: Path, plant: Callable[[Planted], None], tune: str) -> None:
     """Whatever a tactic says of itself on some other machine, it is tried here, and what is given up is told."""
-    others = tuple(f"activation/{tactic.name}" for tactic in via_torch.TACTICS)
+    others = (*(f"activation/{tactic.name}" for tactic in via_torch.TACTICS), "native")
     plant(Planted(depends_on_company))
     options = QUICK | {"tune": tune, "without": others}
     with pytest.raises(BuildError, match=r"no row class .* usable: torch_planted \(not of its row class here: .* bits"):

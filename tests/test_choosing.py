@@ -57,8 +57,8 @@ def test_another_fingerprint_knows_nothing(tmp_path: Path, monkeypatch: pytest.M
     ref, counts = shape(tmp_path, OPT), []
     known: dict[str, str] = {}
 
-    def described(device: Any) -> Fingerprint:
-        facts = fingerprint(device)
+    def described(device: Any, isa: str | None) -> Fingerprint:
+        facts = fingerprint(device, isa)
         return replace(facts, soft={**facts.soft, **known})
 
     monkeypatch.setattr(timings, "fingerprint", described)

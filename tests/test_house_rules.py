@@ -32,7 +32,7 @@ LAYERS = {
     "hw": {"errors", "settings"},
     "native": {"errors", "settings"},
     "ops": {"errors", "settings", "hw", "native"},
-    "artifact": {"errors", "settings", "hw", "ops"},
+    "artifact": {"errors", "settings", "hw", "native", "ops"},
     "tokenizers": {"errors", "paths", "settings"},
     "models": {"errors", "paths", "settings", "hw", "ops", "artifact"},
     "quant": {"errors", "hw", "ops", "artifact", "models"},

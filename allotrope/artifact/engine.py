@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from allotrope import native
 from allotrope.artifact import digests, layout, manifest
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.soundness import check_plan
@@ -95,8 +96,8 @@ def rebuild_command(described: Manifest, folder: Path) -> str:
 def _check_device(described: Manifest, folder: Path, device: Device | None) -> None:
     from allotrope.hw.detect import detect
 
-    here = fingerprint(device or detect(described.device["kind"]))
     then: dict[str, str] = described.fingerprint["hard"]
+    here = fingerprint(device or detect(described.device["kind"]), native.find().isa if "isa" in then else None)
     for fact in sorted(set(then) | set(here.hard)):
         if then.get(fact) != here.hard.get(fact):
             raise EngineError(

@@ -38,6 +38,7 @@ from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
 from allotrope.ops import kernels, registry
 from allotrope.ops.kv_rows import COMPUTE
+from allotrope.ops.native import NativeTactic
 from allotrope.quant.cache import with_cache
 from allotrope.quant.held import held
 from allotrope.quant.policy import Policy, Wanted, policy
@@ -98,7 +99,7 @@ def build(
     model.check_tied()
     kept = _tokenizer(model)
     device = detect(options.device)
-    options = options.settled(device.kind)
+    asked, options = options.executor, options.settled(device.kind)
     with writing(Path(out)) as writer, _threads(options) as threads:
         settle_torch(None)
         dtype = compute_dtype(options.dtype, model.dtypes[0], device.kind)
@@ -117,6 +118,9 @@ def build(
         with kernels.made_by(compiling.make):
             found = {} if checked is None else checked
             selection, tuned = _select(lowered, options, device, threads, progress, found)
+        if asked == "native" and selection.not_native:
+            problem = f"executor is 'native', but the native core cannot compute it all: {selection.not_native}"
+            raise UsageError(problem, where="build", remedy="leave the executor at auto")
         described = _describe(model, selection, options, device, limits)
         _write(writer, Packer(model, selection.plan, narrowed), progress)
         narrowing.packed()
@@ -191,7 +195,8 @@ def _describe(
     model: Model, selection: Selection, options: BuildOptions, device: Device, limits: Mapping[str, int]
 ) -> Manifest:
     used = {(call.op, name) for call in selection.plan.calls for _, name in call.tactics}
-    facts = fingerprint(device)
+    kernels_of_core = any(isinstance(registry.tactic(op, name), NativeTactic) for op, name in used)
+    facts = fingerprint(device, native.find().isa if kernels_of_core else None)
     return Manifest(
         schema=manifest.SCHEMA,
         version=__version__,
@@ -214,7 +219,7 @@ def _describe(
         evidence={
             "choices": selection.choices,
             "fusions": selection.fusions,
-            "executor": _executor(selection.plan, options),
+            "executor": _executor(selection, options),
             "batch_variance": {"allowed": options.allow_batch_variance, "calls_without_row_class": selection.varying},
         },
         files={},
@@ -231,13 +236,15 @@ def _kernel_keys(plan: Plan) -> Iterator[str]:
                 yield named(problem(plan, call, Load(1)))
 
 
-def _executor(plan: Plan, options: BuildOptions) -> dict[str, Any]:
+def _executor(selection: Selection, options: BuildOptions) -> dict[str, Any]:
     """What the engine is built to run on, and up to how many decoding rows a graph holds all that it calls."""
-    rows = capturable_rows(plan, options.max_batch)
+    rows = capturable_rows(selection.plan, options.max_batch)
+    graph = rows and options.executor == "graph"
     return {
         "wanted": options.executor,
         "graph_rows": rows,
-        "kind": "graph" if rows and options.executor == "graph" else "eager",
+        "kind": "graph" if graph else "eager" if selection.not_native else "native",
+        "not_native": selection.not_native,
     }
 
 

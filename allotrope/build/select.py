@@ -9,7 +9,7 @@ from typing import Any
 
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Plan
-from allotrope.build import choose, fuse
+from allotrope.build import choose, fuse, native
 from allotrope.build.choose import Line, Trial
 from allotrope.build.options import BuildOptions
 from allotrope.build.tasks import DECODE_ROWS, Task, tasks
@@ -31,12 +31,14 @@ class Selection:
     choices: list[dict[str, Any]] = field(default_factory=list)
     fusions: dict[str, str] = field(default_factory=dict)  # name → why it is in or out
     varying: list[str] = field(default_factory=list)  # paths of calls whose rows depend on the other rows
+    not_native: str | None = None  # why the native core does not compute all of it
 
 
 def reference(plan: Plan) -> Selection:
     """`--plan reference`: no fusion, every call on its reference."""
     fusions = {fusion.name: "not in: --plan reference" for fusion in fuse.FUSIONS}
-    return Selection(plan.with_tactics(((None, REFERENCE),)), [], fusions, [call.path for call in plan.calls])
+    varying, why = [call.path for call in plan.calls], "--plan reference"
+    return Selection(plan.with_tactics(((None, REFERENCE),)), [], fusions, varying, why)
 
 
 def by_parts(attempt: Try, options: BuildOptions) -> Try:
@@ -78,7 +80,8 @@ def select(
             if task.key not in known:
                 known[task.key] = attempt(task)
         while True:
-            best = _best_lines([(task, known[task.key]) for task in wanted], options)
+            found = [(task, known[task.key]) for task in wanted]
+            best = native.lines(found, options, _best_lines) or _best_lines(found, options)
             false = {task.key: why for task, _, line in best.values() if (why := refuted(task, line))}
             if not false:
                 return best
@@ -101,7 +104,8 @@ def select(
     reasons: dict[str, str] = {}
     chosen = lines_of(plan)
     for fusion in fuse.FUSIONS:
-        reason = f"not in: {why}" if (why := _why_not(plan, fusion, options, kind)) else None
+        whole = native.serves(chosen)
+        reason = f"not in: {why}" if (why := _why_not(plan, fusion, options, kind, whole)) else None
         if reason is None:
             fused = fuse.apply(plan, fusion)
             try:
@@ -110,13 +114,17 @@ def select(
                 reasons[fusion.name] = f"not in: {error.problem}"
                 continue
             reason = _compare(plan, fusion, chosen, fused_lines)
+            if whole and not native.serves(fused_lines):
+                reason = "not in: apart, the native core computes them, and so the whole step"
             if reason.startswith("in"):
                 plan, chosen = fused, fused_lines
         reasons[fusion.name] = reason
     for name in options.plus:
         if not reasons.get(name, "in").startswith("in"):
             raise BuildError(f"fusion {name} cannot be added: {reasons[name].removeprefix('not in: ')}", where="--plus")
-    return _selection(plan, options, chosen, reasons, ceilings)
+    selection = _selection(plan, options, chosen, reasons, ceilings)
+    missing = None if native.serves(chosen) else native.obstacle(chosen, options)
+    return replace(selection, not_native=missing)
 
 
 def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
@@ -126,8 +134,8 @@ def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
     )
 
 
-def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions, kind: str) -> str | None:
-    if kind not in fusion.devices:
+def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions, kind: str, whole: bool) -> str | None:
+    if kind not in fusion.devices and not whole:  # the native step has a barrier where a GPU has a launch
         return f"it saves kernel launches, and a {kind} has none"
     if options.plan == "reference" and fusion.name not in options.plus:
         return "--plan reference"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from allotrope import settings
+from allotrope import native, settings
 from allotrope.artifact import digests
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint
@@ -42,7 +42,7 @@ class Timings:
     @staticmethod
     def load(device: Device, threads: int) -> Timings:
         """What is kept for this device, these libraries and this many threads."""
-        facts = fingerprint(device)
+        facts = fingerprint(device, native.find().isa)
         text = json.dumps([_SCHEMA, facts.hard, facts.soft, threads], sort_keys=True)
         return _read(settings.cache_dir() / "timings" / f"{digests.of_bytes(text.encode())[:32]}.json")
 

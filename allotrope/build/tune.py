@@ -15,6 +15,7 @@ from allotrope.hw.device import Device
 from allotrope.hw.timer import in_graphs, time_calls
 from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
+from allotrope.ops.native import NativeTactic
 from allotrope.ops.tactic import Tactic
 
 # The largest weight matrix, in values, on which numerics are checked: its fp64 truth is eight bytes a value.
@@ -86,7 +87,8 @@ class Tuner:
         """The tactic's own answer, and the user's. It must serve the bucket's fewest and most rows, too."""
         packings = tuple(sorted(tactic.packings().items()))
         trial = Trial(tactic.name, tactic.version, None, packings, capturable=tactic.capturable)
-        if tactic.name in self.options.without or f"{problem.op}/{tactic.name}" in self.options.without:
+        names = {tactic.name, f"{problem.op}/{tactic.name}", *(["native"] if isinstance(tactic, NativeTactic) else [])}
+        if names & set(self.options.without):
             return replace(trial, refusal="taken out with --without")
         reason = next((why for one in (problem, *ends) if (why := tactic.why_not(one, self.device))), None)
         if reason is not None:

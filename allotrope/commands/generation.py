@@ -27,6 +27,7 @@ _RUNTIME = (
     "skip_step",
     "check_step",
 )
+_EXECUTORS = ("auto", "native", "eager", "graph")
 _SWITCH = {"on": True, "off": False}
 _STOPPING: dict[str, bool | str] = {"false": False, "true": True, "never": "never"}
 
@@ -67,7 +68,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Declare how an engine is run, and built if a checkpoint stands in its place."""
     group = parser.add_argument_group("running")
-    group.add_argument("--executor", choices=("auto", "eager", "graph"), help="auto: graph on a GPU, else eager")
+    group.add_argument("--executor", choices=_EXECUTORS, help="auto: native or graph where they can, else eager")
     group.add_argument("--kv-memory", metavar="SIZE", help="memory for keys and values, such as 2GiB")
     group.add_argument("--page-size", type=int, metavar="N", help="tokens per page of it (16)")
     group.add_argument("--max-batched-tokens", type=int, metavar="N", help="most tokens in a step (2048)")

@@ -20,8 +20,11 @@ class Fingerprint:
     soft: dict[str, str]
 
 
-def fingerprint(device: Device) -> Fingerprint:
-    """The fingerprint of this process on `device`. Imports torch only to ask a GPU's driver."""
+def fingerprint(device: Device, isa: str | None = None) -> Fingerprint:
+    """The fingerprint of this process on `device`. Imports torch only to ask a GPU's driver.
+
+    `isa`: the instruction set of the native core, for what is computed or timed with its kernels.
+    """
     torch_version = _version("torch")
     hard = {
         "device": device.kind,
@@ -29,6 +32,8 @@ def fingerprint(device: Device) -> Fingerprint:
         "features": " ".join(device.features),
         "torch": ".".join(torch_version.split(".")[:2]),
     }
+    if isa is not None:
+        hard["isa"] = isa
     soft = {"name": device.name, "cores": str(device.cores), "torch_build": torch_version}
     if device.kind == "cuda":
         import torch

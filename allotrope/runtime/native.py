@@ -74,7 +74,9 @@ class NativeExecutor:
         self.page_size, self.pages = page_size, pages
         self._poison, self._timed = poison, timed
         if (other := unserved(self.plan)) is not None:
-            raise EngineError(f"its tactic {other[1]} is not the native core's", where=other[0], remedy="run it eagerly")
+            raise EngineError(
+                f"its tactic {other[1]} is not the native core's", where=other[0], remedy="run it eagerly"
+            )
         self._program = Program(self.plan, Arrays(engine), device)
         self._caches = _make_caches(self.plan, pages, page_size, poison)
         self._capacity = dict.fromkeys((TOKENS, LOGITS, SAMPLES), 0)
@@ -168,9 +170,7 @@ class NativeExecutor:
         core.sampled(slots[sample.call.outs["tokens"]], slots[sample.call.outs["logprobs"]])
         return core
 
-    def _choice(
-        self, core: Any, bound: Bound, choice: Choice, slots: dict[str, int], weights: dict[int, int]
-    ) -> None:
+    def _choice(self, core: Any, bound: Bound, choice: Choice, slots: dict[str, int], weights: dict[int, int]) -> None:
         tactic, given = choice.tactic, dict(bound.ins)
         if not isinstance(tactic, NativeTactic):
             raise TypeError(f"{tactic.name} of {bound.call.path} is no kernel of the core")

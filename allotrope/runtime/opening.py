@@ -127,7 +127,8 @@ def _executor_class(plan: Plan, device: Device, options: RuntimeOptions) -> type
             raise UsageError("executor is 'graph'; on a CPU it must be native or eager", remedy="leave it at auto")
         missing = unserved(plan) if options.executor != "eager" else None
         if missing is not None and options.executor == "native":
-            problem = "executor is 'native', but {0} is computed by {1}, which is not the native core's".format(*missing)
+            path, tactic = missing
+            problem = f"executor is 'native', but {path} is computed by {tactic}, which is not the native core's"
             raise UsageError(problem, remedy="build the engine anew, or leave the executor at auto")
         if options.executor != "eager" and missing is None:
             from allotrope.runtime.native import NativeExecutor

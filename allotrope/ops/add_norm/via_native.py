@@ -8,6 +8,7 @@ from allotrope.ops.add_norm import NORMS
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.native import NativeTactic
 
+
 def _refuses(problem: Problem) -> str | None:
     norm = problem.params.get("norm")
     if norm not in NORMS:

@@ -8,6 +8,7 @@ from allotrope.ops.activation import FLOPS
 from allotrope.ops.contract import Problem, Scalar
 from allotrope.ops.native import NativeTactic
 
+
 def _unknown(problem: Problem) -> str | None:
     kind = problem.params.get("kind")
     return None if kind in FLOPS else f"there is no activation {kind!r}, only {', '.join(FLOPS)}"

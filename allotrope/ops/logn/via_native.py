@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from allotrope.ops.contract import Scalar
 from allotrope.ops.native import NativeTactic
 
+
 def _numbers(params: Mapping[str, Scalar]) -> tuple[float, ...]:
     return (float(params["length"]),)
 

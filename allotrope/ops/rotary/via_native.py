@@ -27,4 +27,8 @@ def _refuses(problem: Problem) -> str | None:
     return misfit(problem)
 
 
-TACTICS = (NativeTactic("rotary", "native", "rotary", _numbers, refuses=_refuses, prelude=Prelude("rotary_turns", _room, _key)),)
+TACTICS = (
+    NativeTactic(
+        "rotary", "native", "rotary", _numbers, refuses=_refuses, prelude=Prelude("rotary_turns", _room, _key)
+    ),
+)
