@@ -1,8 +1,8 @@
-"""What the eager executor reports of its logits, steps launched ahead, and logits adjusted: by hand-made steps."""
+"""What executors on a CPU report of their logits, steps launched ahead, logits adjusted: by hand-made steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from allotrope.artifact.plan import Plan
 from allotrope.errors import EngineError, UsageError
 from allotrope.runtime.eager import EagerExecutor
+from allotrope.runtime.native import NativeExecutor
 from allotrope.runtime.step import (
     LAST_DRAWN,
     WANT_ALL,
@@ -23,6 +24,7 @@ from allotrope.runtime.step import (
     StepInput,
 )
 from tests.engines import CPU, LLAMA, VOCAB, MemoryEngine, naive, plan_of, random_weights
+from tests.native_kit import needs_core
 
 PAGE = 4
 PROMPT = [7, 250, 31, 31, 90, 4, 211, 18, 5, 66]
@@ -76,19 +78,31 @@ def step_of(rows: Sequence[Row], **more: Any) -> StepInput:
     return StepInput(**(given | more))
 
 
+Runner = EagerExecutor | NativeExecutor
+
+
+def made(kind: str, plan: Plan, weights: Mapping[str, torch.Tensor], **options: Any) -> Runner:
+    shape: dict[str, Any] = {"device": CPU, "pages": 200, "page_size": PAGE, "max_tokens": 32, "threads": 1} | options
+    if kind == "eager":
+        return EagerExecutor(MemoryEngine(plan, weights), **shape)
+    return NativeExecutor(MemoryEngine(plan.with_tactics(((None, "native"),)), weights), **shape)
+
+
+@pytest.fixture(params=["eager", pytest.param("native", marks=needs_core)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def runner() -> EagerExecutor:
-    engine = MemoryEngine(plan_of(LLAMA), random_weights(LLAMA))
-    return EagerExecutor(
-        engine, device=CPU, pages=200, page_size=PAGE, max_tokens=32, max_requests=2, threads=1, poison=True
-    )
+def runner(kind: str) -> Runner:
+    return made(kind, plan_of(LLAMA), random_weights(LLAMA), max_requests=2, poison=True)
 
 
 def truth(tokens: Sequence[int]) -> torch.Tensor:
     return naive(LLAMA, random_weights(LLAMA), list(tokens)).double().log_softmax(-1)
 
 
-def test_a_step_feeds_on_tokens_that_only_the_device_knows(runner: EagerExecutor) -> None:
+def test_a_step_feeds_on_tokens_that_only_the_device_knows(runner: Runner) -> None:
     """Six steps are launched before any is read, and the rows change places; the same tokens as step by step."""
     prompts = {3: PROMPT, 0: PROMPT[::-1], 17: PROMPT[2:7]}  # slots; 17 is more than was said at load
     waiting = [(list(prompts), runner.launch(step_of([Row(slot, tokens) for slot, tokens in prompts.items()])))]
@@ -106,7 +120,7 @@ def test_a_step_feeds_on_tokens_that_only_the_device_knows(runner: EagerExecutor
     assert len({tuple(tokens) for tokens in drawn.values()}) == 3
 
 
-def test_a_row_that_draws_nothing_keeps_its_slots_token(runner: EagerExecutor) -> None:
+def test_a_row_that_draws_nothing_keeps_its_slots_token(runner: Runner) -> None:
     first = int(runner.run(step_of([Row(1, PROMPT)])).tokens[0])
     runner.run(step_of([Row(1, PROMPT[:3], want=WANT_NONE, sample=False), Row(0, PROMPT[:4])]))
     runner.run(step_of([Row(1, PROMPT)], sample=np.array([False])))
@@ -114,7 +128,7 @@ def test_a_row_that_draws_nothing_keeps_its_slots_token(runner: EagerExecutor) -
     assert out.tokens[1] == truth([*PROMPT, first])[-1].argmax()
 
 
-def test_known_and_unknown_tokens_share_a_step(runner: EagerExecutor) -> None:
+def test_known_and_unknown_tokens_share_a_step(runner: Runner) -> None:
     drawn = int(runner.run(step_of([Row(0, PROMPT)])).tokens[0])
     out = runner.run(step_of([Row(1, PROMPT[:5]), Row(0, [LAST_DRAWN], first=len(PROMPT))]))
     assert out.tokens.tolist() == [truth(PROMPT[:5])[-1].argmax(), truth([*PROMPT, drawn])[-1].argmax()]
@@ -129,7 +143,7 @@ def scored(out: Any, row: int) -> Any:
     return bits(out.scored[row])
 
 
-def test_a_prompt_is_scored(runner: EagerExecutor) -> None:
+def test_a_prompt_is_scored(runner: Runner) -> None:
     targets = [*PROMPT[1:], -1]
     whole = runner.run(step_of([Row(0, PROMPT, targets=targets, target_candidates=4)]))
     expected = truth(PROMPT)
@@ -157,7 +171,7 @@ def test_a_prompt_is_scored(runner: EagerExecutor) -> None:
     assert bits(out.candidates[0]) == bits(runner.run(step_of([Row(5, PROMPT[3:], candidates=9)])).candidates[0][:2])
 
 
-def test_scores_without_candidates_and_of_some_positions(runner: EagerExecutor) -> None:
+def test_scores_without_candidates_and_of_some_positions(runner: Runner) -> None:
     targets = [-1, 99, -1, 0, *[-1] * 6]
     rows = [Row(0, PROMPT, want=WANT_NONE, sample=False, targets=targets), Row(1, PROMPT, want=WANT_ALL)]
     out = runner.run(step_of(rows))
@@ -171,7 +185,7 @@ def test_scores_without_candidates_and_of_some_positions(runner: EagerExecutor) 
     assert out.tokens.tolist() == [-1, int(expected[-1].argmax())]
 
 
-def test_the_likeliest_of_rows_that_draw_nothing(runner: EagerExecutor) -> None:
+def test_the_likeliest_of_rows_that_draw_nothing(runner: Runner) -> None:
     """Beams: no token is drawn, so many candidates come; as many more do not change the first ones."""
     rows = [
         Row(0, PROMPT, sample=False, candidates=33),
@@ -194,7 +208,7 @@ def adjust(*entries: tuple[int, int, float, float]) -> Adjustments:
     return Adjustments(np.array(rows, np.int32), np.array(tokens, np.int32), *floats)
 
 
-def test_adjustments_reach_their_rows(runner: EagerExecutor) -> None:
+def test_adjustments_reach_their_rows(runner: Runner) -> None:
     rows = [
         Row(0, PROMPT, want=WANT_NONE, sample=False),
         Row(1, PROMPT),
@@ -212,17 +226,17 @@ def test_adjustments_reach_their_rows(runner: EagerExecutor) -> None:
     assert runner.run(step_of(rows, adjust=adjust((2, 5, 1.0, -1.0)))).tokens.tolist() == plain.tokens.tolist()
 
 
-def test_a_row_with_nothing_left_to_draw_is_told_apart(runner: EagerExecutor) -> None:
+def test_a_row_with_nothing_left_to_draw_is_told_apart(runner: Runner) -> None:
     everything = adjust(*((0, token, 1.0, -np.inf) for token in range(VOCAB)))
     out = runner.run(step_of([Row(0, PROMPT), Row(1, PROMPT)], adjust=everything))
     assert out.finite.tolist() == [False, True]
     assert out.tokens[1] == truth(PROMPT)[-1].argmax()
 
 
-def test_a_row_of_nan_has_no_reports_and_harms_none() -> None:
+def test_a_row_of_nan_has_no_reports_and_harms_none(kind: str) -> None:
     weights = random_weights(LLAMA)
     weights["embed.weight"][31] = torch.nan
-    runner = EagerExecutor(MemoryEngine(plan_of(LLAMA), weights), device=CPU, pages=99, page_size=PAGE, max_tokens=9)
+    runner = made(kind, plan_of(LLAMA), weights, max_tokens=9)
     clean = [9, 8, 5]
     rows = [Row(0, PROMPT, candidates=3, targets=[*PROMPT[1:], -1]), Row(1, clean, candidates=3, targets=[8, 5, -1])]
     out, alone = runner.run(step_of(rows)), runner.run(step_of(rows[1:]))
@@ -231,13 +245,13 @@ def test_a_row_of_nan_has_no_reports_and_harms_none() -> None:
     assert scored(out, 1) == scored(alone, 0)
 
 
-def test_the_times_of_a_step(runner: EagerExecutor) -> None:
+def test_the_times_of_a_step(runner: Runner) -> None:
     first, second = runner.run(step_of([Row(0, PROMPT)])), runner.run(step_of([Row(0, PROMPT)]))
     assert first.busy_s > 0 and first.idle_s == 0
     assert second.busy_s > 0 and second.idle_s > 0
 
 
-def test_what_a_plan_cannot_do_is_said_at_load() -> None:
+def test_what_a_plan_cannot_do_is_said_at_load(kind: str) -> None:
     plan = plan_of(LLAMA)
 
     def bare(plan: Plan) -> Plan:
@@ -246,12 +260,10 @@ def test_what_a_plan_cannot_do_is_said_at_load() -> None:
         return replace(plan, calls=(*before, replace(last, ins=ins)))
 
     with pytest.raises(EngineError, match=r"head.sample: the plan draws tokens without adjustments; rebuild"):
-        EagerExecutor(
-            MemoryEngine(bare(plan), random_weights(LLAMA)), device=CPU, pages=9, page_size=PAGE, max_tokens=9
-        )
+        made(kind, bare(plan), random_weights(LLAMA))
 
 
-def test_a_closed_executor_says_so(runner: EagerExecutor) -> None:
+def test_a_closed_executor_says_so(runner: Runner) -> None:
     runner.close()
     with pytest.raises(UsageError, match="has been closed"):
         runner.launch(step_of([Row(0, PROMPT)]))

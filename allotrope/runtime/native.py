@@ -7,7 +7,6 @@ made when the engine is opened.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -99,6 +98,7 @@ class NativeExecutor:
         seconds = np.zeros(len(self.plan.calls)) if self._timed else None
         if self._poison:
             self._core.poison()
+            self._logits.fill(np.nan)
         while (count := self._core.launch(step, tokens, logprobs, finite, seconds)) < 0:
             needed = dict(zip(_KINDS, self._core.needed(), strict=True))
             self._reserve({kind: max(count, self._capacity[kind]) for kind, count in needed.items()})
@@ -112,7 +112,6 @@ class NativeExecutor:
     def close(self) -> None:
         """Let go of all memory. The executor is of no use afterwards."""
         self._core, self._caches = None, {}
-        self._logits = np.zeros((0, self.plan.vocab), np.float32)
 
     def _reports(self, step: StepInput, finite: npt.NDArray[np.bool_]) -> tuple[Any, Any]:
         rows, most = self._core.reported()
@@ -138,16 +137,14 @@ class NativeExecutor:
             if tactic.prelude is not None
         ]
         try:
-            self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared)
+            self._logits = np.empty((rows[LOGITS], self.plan.vocab), np.float32)  # the callers' own: they may keep it
+            self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared, describe(self._logits)[0])
         except MemoryError as error:
             widths = sum(4 * spec.width * rows[spec.rows] for spec in self.plan.buffers.values() if spec.of is None)
             raise OutOfMemory(
                 f"activation buffers need {shortage(widths + workspace, available_memory())}",
                 remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
             ) from error
-        shape = rows[LOGITS], self.plan.vocab
-        place = (ctypes.c_float * (shape[0] * shape[1])).from_address(self._core.place_of_logits())
-        self._logits = np.ctypeslib.as_array(place).reshape(shape)
 
     def _handed_over(self) -> Any:
         """The plan as a program of the core."""

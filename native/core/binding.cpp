@@ -102,13 +102,13 @@ void bind_program(nb::module_& module) {
         .def("choice", &Program::choice)
         .def("logits", &Program::logits)
         .def("sampled", &Program::sampled)
-        .def("preludes", &Program::preludes)
-        .def("reserve", &Program::reserve)
+        .def("reserve",
+             [](Program& self, const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes,
+                uintptr_t logits) { self.reserve(rows, workspace, preludes, reinterpret_cast<char*>(logits)); })
         .def("poison", &Program::poison)
         .def("launch", launch, nb::arg("step"), nb::arg("tokens"), nb::arg("logprobs"), nb::arg("finite"),
              nb::arg("call_s").none())
         .def("needed", &Program::needed)
-        .def("place_of_logits", [](const Program& self) { return reinterpret_cast<uintptr_t>(self.logits_of_step().data); })
         .def("reported", [](const Program& self) {
             return std::tuple(self.reported(), self.most_likeliest());
         })

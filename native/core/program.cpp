@@ -161,13 +161,15 @@ void Program::choice(int64_t bound, const std::string& kernel, const std::vector
     calls_.back().choices.push_back(std::move(made));
 }
 
-void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes) {
+void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes,
+                      char* logits) {
     capacity_ = rows;
     memory_.clear();
-    std::vector<char*> places(slots_.size(), nullptr);
     for (const Buffer& buffer : buffers_) {
         View& view = *slots_[buffer.slot];
-        if (buffer.of < 0) {
+        if (buffer.slot == logits_) {
+            view.data = logits;
+        } else if (buffer.of < 0) {
             memory_.emplace_back(static_cast<size_t>(view.stride * rows[buffer.rows]));
             view.data = memory_.back().at();
         } else {

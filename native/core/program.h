@@ -78,17 +78,16 @@ class Program {
     void logits(int slot) { logits_ = slot; }
     void sampled(int tokens, int logprobs) { tokens_ = tokens, logprobs_ = logprobs; }
 
-    // Makes room for so many rows of each kind, a workspace, and what each prelude makes, in the order of their keys.
-    void reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes);
-    const std::vector<std::vector<double>>& preludes() const { return keys_; }
+    // Makes room for so many rows of each kind, a workspace, and what each prelude makes, in the order in which choices
+    // first asked for them. Whoever calls gives the memory of the logits, which others may keep.
+    void reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes, char* logits);
     void poison();
 
     // Computes a step; false if it has more rows of a kind than room was made for. `needed` then says how many.
     bool launch(const StepInput& step, const StepOutput& out);
     const std::vector<int64_t>& needed() const { return counts_; }
 
-    // Of the last step: the logits, and what was to be reported, row by row.
-    const View& logits_of_step() const { return *slots_[logits_]; }
+    // Of the last step: what was to be reported, row by row.
     int64_t reported() const { return score_rows_.count(); }
     int64_t most_likeliest() const { return most_; }
     const std::vector<float>& given() const { return given_values_; }

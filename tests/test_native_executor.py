@@ -1,0 +1,175 @@
+"""The native executor: a plain model's tokens, the same bits in any company and for any number of threads; no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from allotrope.api import LLM
+from allotrope.build import build
+from allotrope.errors import EngineError, UsageError
+from allotrope.runtime.request import new_request
+from allotrope.runtime.sampling_params import SamplingParams
+from allotrope.runtime.step import WANT_ALL
+from tests.engines import GPT, LLAMA, MemoryEngine, naive, plan_of, random_weights
+from tests.native_kit import native_engine, native_executor, needs_core
+from tests.test_builder import LLAMA as CONFIG
+from tests.test_builder import shape
+from tests.test_eager import GREEDY, LIMITS, bits, one_step, prompts, serve
+
+pytestmark = needs_core
+SPOKEN = CONFIG | {"vocab_size": 300}  # bytes, and some more
+RECIPES = {"llama": LLAMA, "gpt": GPT}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_greedy_tokens_and_logprobs_are_the_naive_models(name: str, threads: int) -> None:
+    recipe, weights = RECIPES[name], random_weights(RECIPES[name])
+    requests = [new_request(i, prompt, GREEDY, LIMITS) for i, prompt in enumerate(prompts(6))]
+    serve(native_executor(native_engine(recipe), threads=threads), requests)
+    for request in requests:
+        logprobs = naive(recipe, weights, request.tokens[:-1]).log_softmax(-1)[request.prompt_len - 1 :]
+        assert request.output == logprobs.argmax(-1).tolist()
+        np.testing.assert_allclose(request.logprobs, logprobs.amax(-1).numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_logits_of_every_position(name: str) -> None:
+    recipe = RECIPES[name]
+    tokens = prompts(1, seed=5)[0] + [7, 8, 9]
+    output = native_executor(native_engine(recipe)).run(one_step(tokens, WANT_ALL))
+    expected = naive(recipe, random_weights(recipe), tokens)
+    np.testing.assert_allclose(output.logits, expected.numpy(), atol=1e-4)
+    likeliest = expected[-1].log_softmax(-1).topk(3)
+    assert [token for token, _ in output.candidates[0]] == likeliest.indices.tolist()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_bits_whoever_shares_the_batch_and_the_work(name: str) -> None:
+    """Alone; among 2 to 32; in other slots, pages and chunks; preempted; with one thread and two; drawn and greedy."""
+    engine, given = native_engine(RECIPES[name]), prompts(32, seed=3)
+    params = [
+        SamplingParams(max_tokens=6, temperature=0.0 if i % 2 else 1.3, top_k=40, top_p=0.95, seed=i, logprobs=i % 4)
+        for i in range(32)
+    ]
+
+    def run(which: list[int], threads: int, pages: int = 400, **how: int) -> dict[int, Any]:
+        requests = {i: new_request(i, given[i], params[i], LIMITS) for i in which}
+        serve(native_executor(engine, pages=pages, max_requests=32, threads=threads), requests.values(), **how)
+        return {i: bits(request) for i, request in requests.items()}
+
+    alone: dict[int, Any] = {}
+    for i in range(32):
+        alone |= run([i], 1)
+    everyone = list(range(32))
+    for which, how in (
+        ([3, 4], {"threads": 2}),
+        (everyone[::-1][:4], {"threads": 1, "budget": 1}),
+        (everyone, {"threads": 2, "seqs": 32, "budget": 2000}),
+        (everyone[::-1], {"threads": 3, "seqs": 32, "budget": 37}),
+        (everyone[:8], {"threads": 2, "seqs": 8, "budget": 9, "pages": 24}),  # so few that they take turns
+    ):
+        assert run(which, **how) == {i: alone[i] for i in which}, how
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("native")
+    built = build(shape(folder, SPOKEN), folder / "e", device="cpu", tune="off", threads=1)
+    assert built.manifest.evidence["executor"]["kind"] == "native"
+    return built.path
+
+
+BLOCKED = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise AssertionError(f"{name} is imported")
+sys.meta_path.insert(0, NoTorch())
+from allotrope.cli import main
+from allotrope.api import LLM, SamplingParams
+llm = LLM(sys.argv[1])
+prompts = [[5, 6, 7, 8, 9], [1, 2], [9] * 20]
+for params in (
+    SamplingParams(max_tokens=9, temperature=0.8, seed=3, logprobs=2, prompt_logprobs=2),
+    SamplingParams(max_tokens=9, temperature=0, repetition_penalty=1.2, frequency_penalty=0.3, stop=["zz"]),
+    SamplingParams(max_tokens=6, n=3, temperature=1.1, top_p=0.9, top_k=20),
+    SamplingParams(max_tokens=6, beams=3, temperature=0),
+):
+    for output in llm.generate(prompts, params):
+        assert output.outputs and all(answer.token_ids for answer in output.outputs)
+print(type(llm._executor).__name__)
+llm.close()
+assert main(["run", sys.argv[1], "hello there", "--max-tokens", "4", "--stream"]) == 0
+assert "torch" not in sys.modules
+"""
+
+
+def test_an_engine_runs_without_torch(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(folder)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("NativeExecutor")
+
+
+def test_native_and_eager_give_the_same(folder: Path) -> None:
+    """The eager executor calls the same kernels one by one: the same tokens, and bits but of what it reports itself."""
+    params = SamplingParams(max_tokens=8, temperature=0.9, seed=5, logprobs=2, prompt_logprobs=1, ignore_eos=True)
+    found = {}
+    for executor in ("native", "eager"):
+        with LLM(folder, executor=executor) as llm:
+            assert type(llm._executor).__name__.lower().startswith(executor)
+            outputs = llm.generate([[5, 6, 7, 8, 9], [1, 2]], params)
+            beams = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=6, beams=3, temperature=0))
+            found[executor] = [*outputs, *beams]
+    for one, other in zip(found["native"], found["eager"], strict=True):
+        assert [a.token_ids for a in one.outputs] == [a.token_ids for a in other.outputs]
+        for mine, theirs in zip(one.outputs, other.outputs, strict=True):
+            for a, b in zip(mine.logprobs or (), theirs.logprobs or (), strict=True):
+                assert a.keys() == b.keys()
+                assert [v.logprob for v in a.values()] == pytest.approx([v.logprob for v in b.values()], abs=1e-6)
+
+
+def test_what_cannot_be_native_is_said(folder: Path, tmp_path: Path) -> None:
+    built = build(shape(tmp_path, SPOKEN), tmp_path / "t", device="cpu", tune="off", threads=1, without="add/native")
+    evidence = built.manifest.evidence["executor"]
+    assert evidence["kind"] == "eager"
+    assert evidence["not_native"].endswith("taken out with --without")
+    with pytest.raises(UsageError, match=r"executor is 'native', but .* is computed by torch\S*, which is not"):
+        LLM(built.path, executor="native")
+    with pytest.raises(UsageError, match="executor is 'native', but the native core cannot compute it all: "):
+        build(shape(tmp_path, SPOKEN), tmp_path / "u", device="cpu", tune="off", executor="native", without="native")
+    with pytest.raises(EngineError, match="is not the native core's"):
+        native_executor(MemoryEngine(plan_of(LLAMA), random_weights(LLAMA)))
+
+
+def test_room_grows_with_the_step() -> None:
+    """More tokens and more logits than were foreseen; the same answer, and the calls' times with it."""
+    engine, tokens = native_engine(LLAMA), prompts(1, seed=9)[0] * 2
+    step = one_step(tokens[:40], WANT_ALL)
+    small = native_executor(engine, max_tokens=2, max_requests=1, timed=True)
+    large = native_executor(engine, max_tokens=64, max_requests=64)
+    found, expected = small.run(step), large.run(step)
+    assert found.logits.tobytes() == expected.logits.tobytes()
+    assert found.call_s is not None and len(found.call_s) == len(small.plan.calls)
+    assert (found.call_s > 0).all() and found.call_s.sum() <= found.busy_s
+    assert expected.call_s is None
+
+
+def test_a_closed_executor_says_so() -> None:
+    runner = native_executor(native_engine(LLAMA))
+    runner.close()
+    with pytest.raises(UsageError, match="has been closed"):
+        runner.launch(one_step([1, 2], WANT_ALL))

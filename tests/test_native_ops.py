@@ -1,0 +1,168 @@
+"""Every native tactic but linear layers: against its reference, with several threads, by every instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from allotrope import native
+from allotrope.errors import UsageError
+from allotrope.ops import check, poison, registry
+from allotrope.ops.contract import Problem
+from allotrope.ops.kv_rows import FORMS, row_width
+from allotrope.ops.native import NativeTactic, describe
+from allotrope.ops.sample import ADJUSTMENTS
+from tests.engines import CPU
+from tests.native_kit import needs_core
+
+pytestmark = needs_core
+
+ROTARY = (
+    {"scaling": "none"},
+    {"scaling": "linear", "factor": 2.0},
+    {"scaling": "llama3", "factor": 8.0, "original_len": 256},
+    {"scaling": "dynamic", "factor": 2.0, "original_len": 64},
+    {"scaling": "qwen_ntk", "original_len": 64},
+)
+HEADS = ((4, 4, 64, 0), (6, 1, 20, 0), (8, 2, 16, 24), (2, 2, 7, 0))  # heads, key heads, channels, window
+STEPS = ((1, 1, 300, 16), (5, 5, 40, 4), (70, 3, 150, 16))  # rows, requests, context, page
+
+
+def problems() -> Iterator[Problem]:
+    """Odd widths, one row and many."""
+
+    def posed(op: str, axes: dict[str, int], params: dict[str, Any] | None = None, *present: str) -> Problem:
+        return Problem(op, axes, params or {}, "fp32", frozenset(present))
+
+    for rows, width in ((1, 7), (5, 129), (70, 1000)):
+        axes = {"rows": rows, "width": width}
+        yield posed("add", axes)
+        for kind in ("gelu", "gelu_tanh", "relu", "silu"):
+            yield posed("activation", axes, {"kind": kind})
+            yield posed("gated", axes, {"kind": kind})
+        for given in ((), ("weight",), ("weight", "bias")):
+            yield posed("layernorm", axes, {"eps": 1e-5}, *given)
+            yield posed("add_norm", axes, {"norm": "layer", "eps": 1e-5}, *given)
+        for given in ((), ("weight",)):
+            yield posed("add_norm", axes, {"norm": "rms", "eps": 1e-5}, *given)
+            heads = {"rows": rows, "width": 3 * width, "head_width": width}
+            yield posed("rmsnorm", heads, {"eps": 1e-6, "heads": 3}, *given)
+        yield posed("logn", axes, {"length": 64})
+        yield posed("embed", axes | {"vocab": 50})
+        yield posed("select_rows", axes | {"tokens": 80})
+        yield posed("reorder", axes)
+        yield posed("add_positions", axes | {"size": 66}, {"offset": 2})
+    for scaling in ROTARY:
+        for head_dim, dim in ((8, 8), (80, 20)):
+            params = {"heads": 3, "head_dim": head_dim, "dim": dim, "base": 10000.0, **scaling}
+            yield posed("rotary", {"rows": 9, "width": 3 * head_dim}, params)
+    for form in FORMS:
+        for heads, head_dim in ((1, 8), (3, 5)):
+            axes = {"rows": 13, "kv_width": heads * head_dim, "pages": 3, "page_size": 8}
+            cache = {"cache_width": row_width(form, heads, head_dim)}
+            yield posed("kv_write", axes | cache, {"kv": form, "kv_heads": heads})
+        for heads, kv_heads, head_dim, window in HEADS:
+            params = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": head_dim**-0.5}
+            for step in STEPS:
+                axes = dict(zip(("rows", "requests", "context", "page_size"), step, strict=True))
+                axes |= {"width": heads * head_dim, "cache_width": row_width(form, kv_heads, head_dim)}
+                yield posed("attention", axes, params | {"window": window, "kv": form})
+    for vocab in (5, 1000, 9000):
+        yield posed("sample", {"rows": 9, "logits": 12, "vocab": vocab})
+        yield posed("sample", {"rows": 9, "logits": 12, "vocab": vocab, "adjustments": 7}, {}, *ADJUSTMENTS)
+
+
+def tactics(op: str) -> list[NativeTactic]:
+    return [tactic for tactic in registry.tactics(op) if isinstance(tactic, NativeTactic)]
+
+
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    before = native.threads()
+    yield
+    native.set_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("problem", list(problems()), ids=lambda problem: problem.key())
+def test_right_and_the_same_bits_for_any_number_of_threads(problem: Problem) -> None:
+    case = check.prepare(problem, CPU, 3)
+    for tactic in tactics(problem.op):
+        found = []
+        for threads in (1, 2, 3):
+            native.set_threads(threads)
+            for strided in (True, False):
+                result = check.check_case(tactic, case, strided=strided)
+                assert result.ok, (threads, strided, result.reason)
+                outs = poison.run(tactic, case.contract, problem, CPU, case.ins, strided).outs
+                found.append({name: poison.bits(out) for name, out in outs.items()})
+        for other in found[1:]:
+            assert all(torch.equal(other[name], bits) for name, bits in found[0].items())
+
+
+ONE_OF_EACH = {problem.op: problem for problem in problems()}
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("op", [op for op, problem in ONE_OF_EACH.items() if op != "kv_write"])
+def test_a_row_has_its_bits_in_any_company(op: str) -> None:
+    native.set_threads(2)
+    for tactic in tactics(op):
+        assert check.check_rows(tactic, ONE_OF_EACH[op], CPU, most=64) is None
+
+
+FORCED = """
+import sys
+from allotrope import native
+from allotrope.ops import check
+from tests.engines import CPU
+from tests.test_native_ops import problems, tactics
+assert native.find().isa == sys.argv[1]
+native.set_threads(2)
+for problem in list(problems())[int(sys.argv[2])::5]:
+    for tactic in tactics(problem.op):
+        result = check.check(tactic, problem, CPU)
+        assert result.ok, (problem.key(), result.reason)
+"""
+
+
+@pytest.mark.parametrize("isa", sorted(native.find().lacking))
+def test_every_instruction_set_that_this_cpu_has(isa: str) -> None:
+    if lacks := native.find().lacking[isa]:
+        pytest.skip(lacks)
+    part = str(sorted(native.find().lacking).index(isa))
+    done = subprocess.run(
+        [sys.executable, "-c", FORCED, isa, part],
+        env={**os.environ, "ALLOTROPE_ISA": isa},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOTROPE_ISA", "abacus")
+    native.find.cache_clear()
+    try:
+        with pytest.raises(UsageError, match=r"ALLOTROPE_ISA is 'abacus': there are no kernels for abacus; choose"):
+            native.find()
+    finally:
+        monkeypatch.delenv("ALLOTROPE_ISA")
+        native.find.cache_clear()
+
+
+def test_another_dtype_or_device_is_refused_in_words() -> None:
+    (tactic,) = tactics("add")
+    half = Problem("add", {"rows": 1, "width": 8}, {}, "bf16")
+    assert tactic.why_not(half, CPU) == "the native core computes in fp32, not in bf16"
+    with pytest.raises(ValueError, match="last axis must lie dense"):
+        describe(torch.zeros(4, 4).t())
