@@ -24,7 +24,7 @@ from allotrope.runtime.step import (
     StepInput,
 )
 from tests.engines import CPU, LLAMA, VOCAB, MemoryEngine, naive, plan_of, random_weights
-from tests.native_kit import needs_core
+from tests.native_kit import natively, needs_core
 
 PAGE = 4
 PROMPT = [7, 250, 31, 31, 90, 4, 211, 18, 5, 66]
@@ -85,7 +85,7 @@ def made(kind: str, plan: Plan, weights: Mapping[str, torch.Tensor], **options: 
     shape: dict[str, Any] = {"device": CPU, "pages": 200, "page_size": PAGE, "max_tokens": 32, "threads": 1} | options
     if kind == "eager":
         return EagerExecutor(MemoryEngine(plan, weights), **shape)
-    return NativeExecutor(MemoryEngine(plan.with_tactics(((None, "native"),)), weights), **shape)
+    return NativeExecutor(MemoryEngine(natively(plan), weights), **shape)
 
 
 @pytest.fixture(params=["eager", pytest.param("native", marks=needs_core)])
