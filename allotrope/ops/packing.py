@@ -25,6 +25,7 @@ class Packing:
     pack: Callable[[Sequence[RawArray]], RawArray]
     unpack: Callable[[RawArray, Sequence[tuple[int, ...]]], list[RawArray]]
     shape: Callable[[Sequence[tuple[int, ...]]], tuple[int, ...]]
+    copies: bool = False  # whether `unpack` makes new arrays; otherwise it gives views
 
 
 def _stacked(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -93,8 +94,8 @@ PACKINGS = {
             lambda shapes: _stacked(shapes)[::-1],
         ),
         # sixteen outputs side by side, [out/16, in, 16]; filled up with zeros
-        Packing("panels", _into_panels, _out_of_panels, _panels),
+        Packing("panels", _into_panels, _out_of_panels, _panels, copies=True),
         # bytes, four of each of sixteen outputs side by side, [out/16, in/4, 16, 4]; filled up with zeros
-        Packing("quads", _into_quads, _out_of_quads, _quads),
+        Packing("quads", _into_quads, _out_of_quads, _quads, copies=True),
     )
 }

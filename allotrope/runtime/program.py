@@ -6,12 +6,12 @@ where the memory behind the slots comes from, and in who calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from allotrope.artifact import plan as plans
-from allotrope.artifact.plan import Call, Plan
+from allotrope.artifact.plan import Call, Plan, Weight
 from allotrope.artifact.problems import Load, problem
 from allotrope.errors import EngineError
 from allotrope.hw.device import Device
@@ -37,6 +37,35 @@ class Choice:
     bound: int | None
     tactic: Tactic
     weights: Mapping[str, Array]
+
+
+class _Unpacked(Mapping[str, Array]):
+    """Weights of which some have to be laid down anew: they are whenever they are asked for, and never kept.
+
+    That is for references over an engine packed for others' kernels, so that checking a large model does not take
+    its size in memory a second time.
+    """
+
+    def __init__(self, weights: Arrays, asked: Mapping[str, tuple[str, Weight, str]]) -> None:
+        self._weights, self._asked = weights, asked
+        self._kept = {name: weights.get(*ask) for name, ask in asked.items() if not weights.copied(*ask)}
+
+    def __getitem__(self, operand: str) -> Array:
+        if operand in self._kept:
+            return self._kept[operand]
+        return self._weights.get(*self._asked[operand])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._asked)
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+
+def _given(weights: Arrays, asked: Mapping[str, tuple[str, Weight, str]]) -> Mapping[str, Array]:
+    """The weights that a tactic reads, by operand."""
+    found = _Unpacked(weights, asked)
+    return found if any(weights.copied(*ask) for ask in asked.values()) else dict(found)
 
 
 @dataclass
@@ -145,11 +174,11 @@ def _bind(plan: Plan, call: Call, weights: Arrays) -> Bound:
     for bound, name in call.tactics:
         tactic = registry.tactic(call.op, name)
         packings = tactic.packings()
-        given = {
-            operand: weights.get(plans.name(slot), plan.weights[plans.name(slot)], packings.get(operand, "rows"))
+        asked = {
+            operand: (plans.name(slot), plan.weights[plans.name(slot)], packings.get(operand, "rows"))
             for operand, slot in weighed.items()
         }
-        choices.append(Choice(bound, tactic, given))
+        choices.append(Choice(bound, tactic, _given(weights, asked)))
     return Bound(
         call=call,
         rows=rows_of(plan, call),

@@ -63,7 +63,7 @@ class Arrays:
         """A stored weight, all its parts, as a view in the checkpoint's own layout ([out, in] for matrices)."""
         weight = self._stored[name]
         whole = _stacked(weight)
-        return self._checked(name, PACKINGS[weight.packing].unpack(self._engine.array(name), [whole])[0])
+        return self._view(name, PACKINGS[weight.packing].unpack(self._engine.array(name), [whole])[0])
 
     def part(self, slot: str) -> Any:
         """One slot of the recipe, wherever it is packed, as a view in the checkpoint's own layout."""
@@ -73,7 +73,7 @@ class Arrays:
         weight = self._stored[name]
         slots, shapes = [part for part, _ in weight.parts], [shape for _, shape in weight.parts]
         unpacked = PACKINGS[weight.packing].unpack(self._engine.array(name), shapes)
-        return self._checked(name, unpacked[slots.index(slot)])
+        return self._view(name, unpacked[slots.index(slot)])
 
     def get(self, name: str, weight: Weight, packing: str) -> Any:
         """`weight` of a plan, which need not be the engine's own, for a tactic that reads `packing`."""
@@ -90,10 +90,12 @@ class Arrays:
             remedy="rebuild the engine with: allotrope build",
         )
 
-    def _checked(self, name: str, unpacked: npt.NDArray[Any]) -> Any:
-        if not np.may_share_memory(self._engine.array(name), unpacked):
-            raise EngineError(f"weight {name} cannot be unpacked without a copy", remedy="rebuild the engine")
-        return self._view(name, unpacked)
+    def copied(self, name: str, weight: Weight, packing: str) -> bool:
+        """Whether `get` has to lay the weight down anew."""
+        stored = self._stored.get(name)
+        if stored is None or stored.parts != weight.parts:
+            stored = self._stored.get(self._holder.get(weight.parts[0][0], ""))
+        return stored is not None and stored.packing != packing and PACKINGS[stored.packing].copies
 
     def _view(self, name: str, unpacked: npt.NDArray[Any]) -> Any:
         return unpacked
@@ -114,16 +116,20 @@ class Weights(Arrays):
             self._loaded = to_gpu(arrays, self._device)  # all of them: whoever runs reads all
             self._engine.forget()  # the host's pages have served
         if name not in self._loaded:
-            import torch
-
-            raw = self._engine.array(name)
-            carrier = raw.view(np.int16) if raw.dtype == np.uint16 else raw
-            self._loaded[name] = torch.from_numpy(carrier).view(torch_dtype(self._engine.dtype(name), ""))
+            self._loaded[name] = self._tensor(self._engine.array(name), self._engine.dtype(name))
         return self._loaded[name]
+
+    def _tensor(self, raw: npt.NDArray[Any], dtype: str) -> torch.Tensor:
+        import torch
+
+        carrier = raw.view(np.int16) if raw.dtype == np.uint16 else raw
+        return torch.from_numpy(carrier).view(torch_dtype(dtype, ""))
 
     def _view(self, name: str, unpacked: npt.NDArray[Any]) -> torch.Tensor:
         """The part of the packed tensor that `unpacked` is of the packed array: same offset, same strides."""
         array, packed = self._engine.array(name), self.packed(name)
+        if not np.may_share_memory(array, unpacked):
+            return self._tensor(unpacked, self._engine.dtype(name)).to(self._device)
         offset = unpacked.__array_interface__["data"][0] - array.__array_interface__["data"][0]
         strides = [stride // array.itemsize for stride in unpacked.strides]
         return packed.as_strided(unpacked.shape, strides, packed.storage_offset() + offset // array.itemsize)
