@@ -38,7 +38,7 @@ _EPILOG = """\
 CKPT is a folder in Hugging Face layout, or random:SHAPE (random:llama-15m).
 ENGINE is a folder that `allotrope build` wrote; a CKPT in its place is built
 first and kept (--cache-dir). Exit codes: 0 well, 1 failed, 2 wrong usage or
-input, 3 verify says no, 4 out of memory, 130 interrupted.
+input, 3 the verdict or a gate says no, 4 out of memory, 130 interrupted.
 """
 
 
