@@ -23,7 +23,7 @@ HELP = (
     "Texts and prompts are read as they are, without a chat template. Kept in\n"
     "eval.json; completions also in completions.jsonl."
 )
-_TOKENS, _PROBLEMS, _OUTPUT, _BATCH = 8192, 20, 256, 8
+_TOKENS, _PROBLEMS, _OUTPUT, _BATCH = 4096, 20, 256, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
