@@ -91,7 +91,8 @@ def interval(
 def _corrected(drawn: Floats, whole: float, without: Floats, confidence: float) -> Interval:
     """Where in the drawn means the interval's ends lie (Efron 1987), further out where values are few.
 
-    Without the latter (Hesterberg 2015), an interval of ten values holds the truth in 90 cases of 100 instead of 95.
+    Without the latter (Hesterberg 2015), an interval of ten exponential values holds the truth in 87 cases of 100; with
+    it in 92.
     """
     below = (np.count_nonzero(drawn < whole) + 0.5 * np.count_nonzero(drawn == whole)) / drawn.size
     bias = _NORMAL.inv_cdf(min(max(below, 1 / (drawn.size + 1)), drawn.size / (drawn.size + 1)))
