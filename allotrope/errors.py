@@ -12,8 +12,8 @@ _LONGEST = {
 class AllotropeError(Exception):
     """Base of every error that this package raises on purpose.
 
-    `str(error)` is one line: the problem, then the place, then the remedy. `exit_code` is what the
-    command line exits with (0 well, 1 failed, 2 wrong usage or input, 3 the verdict or a gate says no, 4 out of memory).
+    `str(error)` is one line: the problem, then the place, then the remedy. `exit_code` is what the command
+    line exits with (0 well, 1 failed, 2 wrong usage or input, 3 the verdict or a gate says no, 4 out of memory).
     """
 
     exit_code = 1
