@@ -19,6 +19,7 @@ from allotrope.artifact.plan import Plan
 from allotrope.artifact.problems import Load, problem
 from allotrope.artifact.writer import EngineWriter, writing
 from allotrope.build import compiling, select
+from allotrope.build.centring import centring, decided
 from allotrope.build.check_whole import check_whole
 from allotrope.build.memory import Peak
 from allotrope.build.narrowing import Narrowing
@@ -108,12 +109,14 @@ def build(
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
         chosen = policy(lowered, Wanted(**options.wanted), held(model, lowered))
+        lowered = with_cache(lowered, tuple(chosen.kv.values()) or COMPUTE)
+        chosen = decided(chosen, lowered, options, bool(kept))
         if options.wanted or chosen.narrow:
             for line in chosen.lines():
                 said(line)
-        lowered = with_cache(lowered, tuple(chosen.kv.values()) or COMPUTE)
         narrowing = Narrowing(options, device, writer.folder, progress)
         narrowed = narrowing(model, lowered, chosen, bool(kept))
+        narrowed, keys = centring(model, lowered, narrowed, chosen, options, device, progress)
         lowered = narrowed.plan
         with kernels.made_by(compiling.make):
             found = {} if checked is None else checked
@@ -130,7 +133,7 @@ def build(
         evidence = {
             **described.evidence,
             "quantisation": narrowed.to_json(),
-            "kv": _kv(selection.plan, chosen),
+            "kv": {**_kv(selection.plan, chosen), **keys},
             "dropped_zero_biases": zero,
             "notes": list(model.notes),
             "tuning": {"effort": options.tune, "threads": threads, **tuned},

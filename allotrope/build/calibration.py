@@ -19,6 +19,8 @@ from allotrope.quant.streamed import Calibration
 
 PAGE = "\f\n"  # between documents
 _LENGTH = 512  # tokens of a sequence
+_KEYS = 2048  # tokens of a sequence on which keys are looked at: they may differ from position to position
+_KEY_TOKENS = 8192  # in all: a mean is soon known
 _TOKENS = {"cpu": 16_384, "cuda": 32_768}  # by default; the bundled text has about 15,000
 
 
@@ -43,6 +45,20 @@ def calibration(model: Model, plan: Plan, options: BuildOptions, kind: str) -> C
     parts = [__version__, model.checkpoint.digest(), settled, kind, plan.dtype, digests.of_bytes(ids.numpy().tobytes())]
     key = digests.of_bytes(json.dumps(parts, sort_keys=True).encode())[:24]
     return Calibration(ids, facts, settings.cache_dir() / "calibration" / key)
+
+
+def key_tokens(model: Model, plan: Plan, options: BuildOptions) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Sequences as long as the text and the model's positions allow, for what all keys have alike."""
+    wanted = min(_KEY_TOKENS, options.calibration_tokens or _KEY_TOKENS)
+    length, random = min(_KEYS, options.max_len or plan.max_len, wanted), torch.Generator().manual_seed(options.seed)
+    facts: dict[str, Any]
+    if model.tokenizer_dir is None:
+        ids, facts = torch.randint(model.recipe.vocab, (wanted // length, length), generator=random), {"text": "random"}
+    else:
+        where = options.calibration or "the bundled calibration text"
+        length = min(length, max(1, len(_encoded(model, text_of(options.calibration), where))))
+        ids, facts = _read(model, options.calibration, length, wanted, random)
+    return ids, facts | {"tokens": ids.numel(), "sequence": ids.shape[1], "seed": options.seed}
 
 
 _DECIDES = ("weights", "group_size", "asymmetric", "activations", "method", "keep", "without", "seed")

@@ -19,6 +19,7 @@ from allotrope.hw.device import Device
 from allotrope.models.model import Model
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
+from allotrope.quant.centre import centred_layers
 from allotrope.quant.formats import NAMES
 from allotrope.quant.narrow import narrow
 from allotrope.quant.narrowed import Narrowed
@@ -57,7 +58,11 @@ class Narrowing:
             calibrated = False
         else:
             calibrated = self._calibrated(chosen)
-        if not calibrated and (options.calibration is not None or options.calibration_tokens is not None):
+        if (
+            not calibrated
+            and not centred_layers(chosen)
+            and (options.calibration is not None or options.calibration_tokens is not None)
+        ):
             problem = "there is a calibration text, but nothing to be calibrated"
             raise UsageError(problem, where="build", remedy="add --method gptq or awq, --activations or --max-kl")
         if not count:

@@ -134,7 +134,7 @@ def check_parts(without: tuple[str, ...], plus: tuple[str, ...] = ()) -> None:
     known = {name for _, name in tactics} | {f"{op}/{name}" for op, name in tactics} | {*registry.names()}
     known |= {fusion.name for fusion in FUSIONS}
     for parts, how in ((without, "without"), (plus, "with")):
-        unknown = [part for part in parts if part not in (known | {"smooth"} if parts is without else known)]
+        unknown = [part for part in parts if part not in (known | {"smooth", "centre"} if parts is without else known)]
         if unknown:
             listed = [fusion.name for fusion in FUSIONS] + sorted(f"{op}/{name}" for op, name in tactics)
             raise UsageError(f"no part {unknown[0]!r} to build {how}", remedy=f"parts are {', '.join(listed)}")

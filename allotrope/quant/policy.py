@@ -128,7 +128,8 @@ def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
 class Policy:
     """For every linear layer by its path how it is stored; `method` is the way onto the formats.
 
-    `kv` says it of every layer's keys and values; it is empty where nobody asked for narrow ones.
+    `kv` says it of every layer's keys and values; it is empty where nobody asked for narrow ones. `keys` says what
+    happens to the mean of the narrow ones' keys.
     """
 
     formats: Mapping[str, Form]
@@ -136,6 +137,7 @@ class Policy:
     activations: str | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)  # why a layer is an exception
     kv: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def narrow(self) -> Mapping[str, Format]:
@@ -156,7 +158,9 @@ class Policy:
     def words(self, path: str) -> str:
         """How a layer's weights, and perhaps activations, or its keys and values are stored."""
         if path in self.kv:
-            return WIDE if self.kv[path] == COMPUTE else f"{self.kv[path]} per token and head"
+            if self.kv[path] == COMPUTE:
+                return WIDE
+            return f"{self.kv[path]} per token and head" + (f", keys {self.keys[path]}" if path in self.keys else "")
         form, product = self.formats[path], self.product(path)
         return (WIDE if form is None else str(form)) + (f", activations {product} per token" if product else "")
 

@@ -30,13 +30,14 @@ from allotrope.verify.folds import Folds
 from allotrope.verify.oracle import DTYPES, LOGITS, Oracle
 from allotrope.verify.original import adapted, modules, oracle, targets
 from allotrope.verify.places import block_of
-from allotrope.verify.quantisers import Quantisers
+from allotrope.verify.quantisers import Active
 from allotrope.verify.records import Attribution, Share
 
 _PRECISION = "fp32"
 MOST = 64  # modules that are each swapped; of more, blocks come first, and then the modules of the worst
 
 Advance = Callable[[], None]
+Installed = Callable[[Oracle, Active], Oracle]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _kept(plan: Plan, layer: int, form: str) -> Module:
 class _Mixture(Effective):
     """The engine's weights with some modules wide, poured into one oracle."""
 
-    def __init__(self, stored: Stored, model: Model, folds: Folds, quantisers: Quantisers, device: Device) -> None:
+    def __init__(self, stored: Stored, model: Model, folds: Folds, installed: Installed, device: Device) -> None:
         super().__init__(stored, model)
         self._folds = folds
         self.wide = frozenset[str]()
@@ -92,7 +93,7 @@ class _Mixture(Effective):
         # Nothing is kept from one reading to the next: what is read changes with the mixture.
         weights = {name: partial(self._load, names, name) for names in modules(model) for name in targets(model, names)}
         self._oracle: Oracle = oracle(model, _PRECISION, device, weights=weights)
-        quantisers.install(self._oracle, lambda path: path not in self.wide)
+        installed(self._oracle, lambda path: path not in self.wide)
 
     def value(self, slot: str, dtype: torch.dtype) -> torch.Tensor:
         """A slot as the mixture has it."""
@@ -127,15 +128,18 @@ def attribute(
     stored: Stored,
     model: Model,
     folds: Folds,
-    quantisers: Quantisers,
+    installed: Installed,
     device: Device,
     sequences: Sequence[Sequence[int]],
     advance: Advance = lambda: None,
 ) -> Attribution:
-    """Each module's share of the KL between the wide model and the narrow one, on these tokens."""
+    """Each module's share of the KL between the wide model and the narrow one, on these tokens.
+
+    `installed` gives the original what of the engine is no weight, as long as a module is active.
+    """
     found = narrow_modules(stored)
     everything = frozenset(module.path for module in found)
-    mixture = _Mixture(stored, model, folds, quantisers, device)
+    mixture = _Mixture(stored, model, folds, installed, device)
 
     def logits(wide: frozenset[str]) -> torch.Tensor:
         mixture.widen(wide)

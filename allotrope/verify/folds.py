@@ -79,7 +79,8 @@ class Folds:
         block = block_of(path)
         if not block.startswith("blocks.") or not any(self._changed(reader) for reader in self._readers(path)):
             return None
-        bias = self._ratio(f"{path}.bias") if f"{path}.bias" in self._stored else None
+        slot = f"{path}.bias"  # zeros beside keys less their mean are no bias of the original's
+        bias = self._ratio(slot) if slot in self._stored and slot in self._model.sources else None
         weight = original_value(self._model, f"{path}.weight", _WIDE)
         columns = self.columns(path)
         weight = weight if columns is None else weight * columns

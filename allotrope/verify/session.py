@@ -36,6 +36,7 @@ from allotrope.verify.places import Places, block_probes
 from allotrope.verify.prompts import TEXTS, Prompt, default_prompts, read_prompts
 from allotrope.verify.quantisers import Quantisers
 from allotrope.verify.records import Attribution, Check, Cost, Layers, Logits, Preflight, Tokens
+from allotrope.verify.shifts import Shifts
 from allotrope.verify.structure import check_structure
 from allotrope.verify.verdict import LEVELS, Findings, cost_word, default_requirement, enough
 from allotrope.verify.weights import check_digests, check_weights, recorded
@@ -236,7 +237,11 @@ class _Session:
         stored = Stored(self.engine)
         folds = Folds(stored, self.model, recorded(self.engine))
         with progress(steps(stored), "attributing") as shown:
-            return attribute(stored, self.model, folds, self._quantisers, self.device, sequences, shown.advance)
+
+            def installed(original: Oracle, active: Callable[[str], bool]) -> Oracle:
+                return self._quantisers.install(Shifts(self.engine, self.model).install(original), active)
+
+            return attribute(stored, self.model, folds, installed, self.device, sequences, shown.advance)
 
     @cached_property
     def _by_prompt(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -266,12 +271,16 @@ class _Session:
         """The original; with the weights that a quantised engine means, rounding where it rounds."""
         precision = FINER[self.dtype]
         meant = Effective(Stored(self.engine), self.model).loaders(precision) if self.formats else None
-        return self._quantisers.install(oracle(self.model, precision, self.device, weights=meant))
+        return self._installed(oracle(self.model, precision, self.device, weights=meant))
 
     @cached_property
     def _same(self) -> Oracle:
         meant = Effective(Stored(self.engine), self.model).loaders(self.dtype) if self.formats else None
-        return self._quantisers.install(oracle(self.model, self.dtype, self.device, finer=self._truth, weights=meant))
+        return self._installed(oracle(self.model, self.dtype, self.device, finer=self._truth, weights=meant))
+
+    def _installed(self, original: Oracle) -> Oracle:
+        """With the constants that were taken off the keys, and with the engine's quantisers."""
+        return self._quantisers.install(Shifts(self.engine, self.model).install(original))
 
     @cached_property
     def _driver(self) -> Driver:

@@ -18,6 +18,7 @@ from allotrope.ops import check
 from allotrope.verify.oracle import Oracle
 from allotrope.verify.places import FUSED, block_of, parts_of
 from allotrope.verify.records import Check, Located
+from allotrope.verify.shifts import may_have
 
 _ACTIVATIONS = {  # transformers' classes of an activation → the op's kind
     "GELUActivation": "gelu",
@@ -162,7 +163,7 @@ class _Looker:
             nonzero = theirs is not None and bool(theirs.any())
             if nonzero and f"{path}.bias" not in biased:
                 yield path, "it has no bias, the original's has one"
-            if theirs is None and f"{path}.bias" in biased:
+            if theirs is None and f"{path}.bias" in biased and not may_have(self._plan, self._recipe, path):
                 yield path, "it has a bias, the original's has none"
             width = getattr(self._modules[site.module], "out_features", None)
             if width is not None and site.columns is None and width != shape[0]:

@@ -21,6 +21,7 @@ from allotrope.verify.oracle import DTYPES
 from allotrope.verify.original import as_torch
 from allotrope.verify.places import block_of
 from allotrope.verify.records import Check, Located
+from allotrope.verify.shifts import Shifts
 
 _VALUES = 1 << 22  # of a weight held in fp64 at a time
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -47,8 +48,9 @@ def check_weights(engine: Engine, model: Model) -> Check:
     looker = _Looker(engine, model)
     found, wide = list[Located](), 0
     for slot, op in _slots(engine.manifest.plan):
-        wide += slot.rpartition(".")[2] not in PARTS
+        before = looker.added
         complaint = looker.complaint(slot)
+        wide += slot.rpartition(".")[2] not in PARTS and looker.added == before
         if complaint is not None:
             stem, _, last = slot.rpartition(".")
             path = stem if last in _NAMES else slot
@@ -57,10 +59,11 @@ def check_weights(engine: Engine, model: Model) -> Check:
     if found:
         return Check("weights", False, found[0].detail, tuple(found))
     told = f"{wide} weights are the original's, bit for bit"
+    shifted = f", a constant taken off the keys of {looker.shifted} blocks" if looker.shifted else ""
     if looker.stored.narrow:
         folded = f", {looker.folded} folded" if looker.folded else ""
         told = f"{wide} are the original's{folded}, {len(looker.stored.narrow)} in codes as near as recorded"
-    return Check("weights", True, told)
+    return Check("weights", True, told + shifted)
 
 
 def _slots(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -81,7 +84,8 @@ class _Looker:
     def __init__(self, engine: Engine, model: Model) -> None:
         self.stored, self._model, self._recorded = Stored(engine), model, recorded(engine)
         self._folds = Folds(self.stored, model, self._recorded)
-        self.folded = 0
+        self._shifts = Shifts(engine, model)
+        self.folded = self.shifted = self.added = 0
 
     def complaint(self, slot: str) -> str | None:
         """What is wrong with a slot, in words."""
@@ -145,7 +149,7 @@ class _Looker:
     def _wide(self, slot: str) -> str | None:
         """Bit for bit the original's or, where a scale was folded into it, the original's times that."""
         if slot not in self._model.sources:
-            return f"{slot} is no weight of the original"
+            return self._shifted(slot)
         raw, source = self._model.read(slot)
         part, tag = self.stored.array(slot)
         expected, actual = as_torch(raw, source).to(DTYPES[tag]), as_torch(part, tag)
@@ -153,6 +157,8 @@ class _Looker:
             return f"{slot} is {list(actual.shape)}, the original's is {list(expected.shape)}"
         bits = _BITS[actual.element_size()]
         differs = (actual.view(bits) != expected.view(bits)) & ~(actual.isnan() & expected.isnan())
+        if differs.any() and self._shifts.known(slot):
+            return self._shifted(slot)
         if differs.any() and not self._is_folded(slot, actual, as_torch(raw, source)):
             wrong, at = int(differs.sum()), differs.nonzero()[0].tolist()
             return f"{slot} differs from the original in {wrong} of {differs.numel()} values, first at {at}"
@@ -161,6 +167,13 @@ class _Looker:
             return f"{slot} holds NaN or infinity, first at {at}"
         self.folded += bool(differs.any())
         return None
+
+    def _shifted(self, slot: str) -> str | None:
+        """What is wrong with a bias that only a constant taken off the keys explains."""
+        complaint = self._shifts.complaint(slot)
+        self.shifted += complaint is None and slot.endswith(".attn.k.bias")
+        self.added += complaint is None
+        return complaint
 
     def _is_folded(self, slot: str, actual: torch.Tensor, original: torch.Tensor) -> bool:
         """Whether it is what the scales make of it that the layers beside it were built with."""
