@@ -34,7 +34,7 @@ demo: setup ## build an engine, prove it, hear it speak, time it beside the orig
 	$(BIN)/allotrope build $(MODEL) -o $(DEMO)/engine --tune fast
 	$(BIN)/allotrope run $(DEMO)/engine "$(PROMPT)" --max-tokens 64 --temperature 0
 	$(BIN)/allotrope verify $(DEMO)/engine
-	$(BIN)/allotrope bench $(DEMO)/engine --batch 1 --io 64,32 --against hf --repeat 3
+	$(BIN)/allotrope bench $(DEMO)/engine --batch 1 --io 32,16 --against hf --repeat 3
 	$(BIN)/allotrope report $(DEMO)/engine -o $(DEMO)/report.html
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
 	  $(BIN)/python -m webbrowser "file://$(abspath $(DEMO))/report.html"; \

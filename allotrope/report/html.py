@@ -134,7 +134,7 @@ def _head(column: Column) -> str:
 def _row(row: tuple[Cell, ...], columns: tuple[Column, ...]) -> str:
     made = []
     for i, (cell, column) in enumerate(zip(row, columns, strict=True)):
-        short = "short" if not cell.code and len(cell.text) <= _SHORT else ""
+        short = "short" if len(cell.text) <= _SHORT else "long" if cell.code else ""
         kinds = " ".join(kind for kind in ("number" if column.numeric else "", cell.tone, short) if kind)
         marks = f' class="{kinds}"' if kinds else ""
         marks += f' data-order="{cell.order!r}"' if cell.order is not None else ""
