@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -227,3 +229,11 @@ def test_what_is_packed_comes_back(packing: str, parts: list[tuple[int, int]]) -
         back = one.unpack(packed, parts)
         assert all(np.array_equal(a, b) for a, b in zip(given, back, strict=True))
         assert np.sum(packed != 0) == sum(np.prod(shape) for shape in parts)  # and what fills it up is zero
+
+
+def test_the_native_tactics_are_there_without_torch() -> None:
+    """What serves an engine of any format: torch takes seconds and megabytes to import."""
+    ops = ("linear", "linear_add", "linear_activation", "linear_stored", "linear_codes", "embed_codes", "embed_stored")
+    lines = [f"import allotrope.ops.{op}.via_native" for op in ops]
+    script = "; ".join(["import sys", *lines, "sys.exit('torch' in sys.modules)"])
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0

@@ -53,6 +53,16 @@ ALLOTROPE_INLINE N codes_of(const W& x, F scale) {
 }
 
 ALLOTROPE_INLINE Codes16 narrow(const N& codes) {
+#if defined(__AVX512F__)
+    return (Codes16)_mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)codes.at[0]);
+#elif defined(__AVX2__)
+    __m128i halves[2];
+    for (int i = 0; i < 2; ++i) {
+        const auto part = (__m256i)codes.at[i];
+        halves[i] = _mm_packs_epi32(_mm256_castsi256_si128(part), _mm256_extracti128_si256(part, 1));
+    }
+    return (Codes16)_mm_packs_epi16(halves[0], halves[1]);
+#else
     typedef int8_t Some __attribute__((vector_size(kLanes)));
     Codes16 bytes;
     ALLOTROPE_PARTS(i) {
@@ -60,6 +70,17 @@ ALLOTROPE_INLINE Codes16 narrow(const N& codes) {
         std::memcpy(reinterpret_cast<char*>(&bytes) + i * kLanes, &some, sizeof some);
     }
     return bytes;
+#endif
+}
+
+// Of each eight codes the even ones, then the odd ones.
+ALLOTROPE_INLINE Codes16 parted(const Codes16& codes) {
+#if defined(__AVX2__)  // the compiler would take the bytes one by one
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    return (Codes16)_mm_shuffle_epi8((__m128i)codes, order);
+#else
+    return __builtin_shufflevector(codes, codes, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+#endif
 }
 
 ALLOTROPE_INLINE int32_t total(const N& sums) {
@@ -84,7 +105,8 @@ void encode(const float* x, int64_t begin, int64_t end, float scale, const Place
     constexpr int kInputs = 4 * Form::kQuads;
     const bool finite = scale == scale;
     const F divisor = splat(scale);
-    for (int64_t first = begin; first < end; first += to.size) {
+    int32_t* sum = to.sums + begin / to.size * to.rows + to.row;
+    for (int64_t first = begin; first < end; first += to.size, sum += to.rows) {
         const int64_t stop = first + to.size < end ? first + to.size : end;
         N sums{};
         const auto put = [&](int64_t at, const W& values, int64_t count) {
@@ -92,8 +114,7 @@ void encode(const float* x, int64_t begin, int64_t end, float scale, const Place
             if (finite) codes = codes_of(values, divisor);
             ALLOTROPE_PARTS(p) sums.at[p] += codes.at[p];
             Codes16 bytes = narrow(codes);
-            if (Form::kQuads == 2)
-                bytes = __builtin_shufflevector(bytes, bytes, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+            if (Form::kQuads == 2) bytes = parted(bytes);
             typedef int32_t Quads __attribute__((vector_size(16)));
             const Quads quads = (Quads)bytes;
             int8_t* place = to.codes + (at / 4 * to.rows + to.row) * 4;
@@ -110,7 +131,7 @@ void encode(const float* x, int64_t begin, int64_t end, float scale, const Place
             std::memcpy(rest, x + at, 4 * (stop - at));
             put(at, load_wide(rest), stop - at);
         }
-        to.sums[first / to.size * to.rows + to.row] = -to.factor * total(sums);
+        *sum = -to.factor * total(sums);
     }
 }
 

@@ -22,6 +22,6 @@ void rows_of(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"embed_fp16", rows_of<Fp16>}, {"embed_bf16", rows_of<Bf16>}, {"embed_panels", rows_of<Fp32>})
+ALLOTROPE_KERNELS({"embed_fp16", rows_of<Fp16>}, {"embed_bf16", rows_of<Bf16>})
 
 }  // namespace allotrope::ALLOTROPE_ISA

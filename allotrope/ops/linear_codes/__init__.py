@@ -12,6 +12,7 @@ from __future__ import annotations
 from allotrope.ops.contract import ELEMENT_BYTES, Contract, Cost, Operand, Problem, Role
 
 FORMATS = ("int8", "int4", "fp8")
+ACTIVATIONS = ("none", "int8", "fp8")  # none: they stay wide
 PER_BYTE = {"int8": 1, "int4": 2, "fp8": 1}  # codes
 SCALE_BYTES = {1: 4}  # one scale per row is fp32, several are fp16
 

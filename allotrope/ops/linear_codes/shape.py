@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from allotrope.ops.contract import Problem
-from allotrope.ops.linear_codes import FORMATS, PER_BYTE
-from allotrope.ops.rows import TOPS
+from allotrope.ops.linear_codes import ACTIVATIONS, FORMATS, PER_BYTE
 
 _MEET = {"int8": ("int8", "int4"), "fp8": ("fp8",)}  # activations → weights whose codes they may meet
 LINE = 64  # bytes: what a workspace's parts are aligned to
@@ -25,8 +24,8 @@ def unfit(problem: Problem) -> str | None:
     form, rows, axes = str(problem.params["format"]), activations(problem), problem.axes
     if form not in FORMATS:
         return f"format {form!r} is unknown; there are {', '.join(FORMATS)}"
-    if rows not in ("none", *TOPS):
-        return f"activations {rows!r} are unknown; there are none, {', '.join(TOPS)}"
+    if rows not in ACTIVATIONS:
+        return f"activations {rows!r} are unknown; there are {', '.join(ACTIVATIONS)}"
     if axes["packed"] * PER_BYTE[form] != axes["in"] or axes["in"] % axes["groups"]:
         return f"{axes['packed']} bytes and {axes['groups']} groups a row do not fit {axes['in']} codes of {form}"
     if "zeros" in problem.present and form != "int4":
