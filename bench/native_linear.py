@@ -80,9 +80,8 @@ def main() -> None:
     if native.why_not():
         raise SystemExit(native.why_not())
     ceilings = peaks.load(device) or peaks.measure(device)
-    out.line(
-        f"{device.name}, {native.find().isa}, {native.threads()} threads, reads {ceilings.read_bytes_per_s / 1e9:.1f} GB/s"
-    )
+    reads = f"reads {ceilings.read_bytes_per_s / 1e9:.1f} GB/s"
+    out.line(f"{device.name}, {native.find().isa}, {native.threads()} threads, {reads}")
     for shape in args.shapes:
         into, outs = map(int, shape.split(","))
         rows = []
