@@ -24,7 +24,7 @@ from allotrope.runtime.static import Layout
 from allotrope.runtime.step import LAST_DRAWN, WANT_LAST, WANT_NONE, Adjustments, Pending, StepInput, StepOutput
 from tests.engines import CPU, GPT, LLAMA, MemoryEngine, plan_of, random_weights
 from tests.tiny import KINDS
-from tests.verifying import Forge
+from tests.verifying import PLAIN, Forge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = 4
@@ -179,7 +179,7 @@ def repeated(steps: list[StepInput]) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_gives_the_same_bits(kind: str, forge: Forge) -> None:
-    engine = open_engine(forge.built(kind), device=CPU)
+    engine = open_engine(forge.built(kind, without=PLAIN), device=CPU)
     plan = capturable(engine.manifest.plan)
     limit = min(plan.max_len, 40)
     steps = list(Traffic(plan.vocab, limit, slots=11, pages=90, seed=len(kind)).steps(90))
@@ -201,7 +201,7 @@ def test_it_may_be_read_late(recipe: Any, dtype: str, ahead: int) -> None:
 def test_steps_with_prompts_are_recorded_when_their_sizes_come_again(
     kind: str, forge: Forge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = open_engine(forge.built(kind), device=CPU)
+    engine = open_engine(forge.built(kind, without=PLAIN), device=CPU)
     plan = capturable(engine.manifest.plan, None)
     steps = list(Traffic(plan.vocab, min(plan.max_len, 40), slots=3, pages=30, seed=7).steps(60))
     assert 10 < repeated(steps) < 50

@@ -22,7 +22,8 @@ from allotrope.ops.contract import Problem
 
 CPU = Device("cpu", "test", "x86_64", 2, 1 << 34)
 ON_CUDA = ("torch_flash", "torch_masked")
-TACTICS = [tactic for tactic in registry.tactics("attention") if tactic.name not in ON_CUDA]
+TORCH = [tactic for tactic in registry.tactics("attention") if tactic.name.startswith("torch")]
+TACTICS = [tactic for tactic in TORCH if tactic.name not in ON_CUDA]  # the core's own: tests/test_native_ops.py
 EXACT = [tactic for tactic in TACTICS if tactic.name.startswith(("torch_splits", "torch_planned"))]
 by_name = pytest.mark.parametrize("tactic", TACTICS, ids=lambda tactic: tactic.name)
 by_exact_name = pytest.mark.parametrize("tactic", EXACT, ids=lambda tactic: tactic.name)

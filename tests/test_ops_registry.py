@@ -75,7 +75,7 @@ def _import_failing(missing: str) -> object:
     real = importlib.import_module
 
     def import_module(name: str, package: str | None = None) -> ModuleType:
-        if name.endswith("via_torch"):
+        if "via_" in name:
             raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
         return real(name, package)
 

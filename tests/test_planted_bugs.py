@@ -26,7 +26,7 @@ from allotrope.models.family import all_families
 from allotrope.verify.session import Question, Result, verify
 from allotrope.verify.verdict import DEGRADED, IDENTICAL, WITHIN, default_requirement, enough
 from tests.tiny import FAMILIES, KINDS
-from tests.verifying import Forge, checkpoint, spoil, with_call, with_params
+from tests.verifying import PLAIN, Forge, checkpoint, spoil, with_call, with_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,7 +125,7 @@ PLANTS = {
 @pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, plant in PLANTS.items() for dtype in plant.dtypes])
 def test_a_bug_in_the_engine_is_named(forge: Forge, name: str, dtype: str) -> None:
     plant = PLANTS[name]
-    bad = forge.planted(forge.built(plant.family, dtype), plan=plant.plan, slots=plant.slots)
+    bad = forge.planted(forge.built(plant.family, dtype, PLAIN), plan=plant.plan, slots=plant.slots)
     result = asked(bad)
     assert_named(result, plant.path, plant.op)
     assert result.findings.verdict == DEGRADED
@@ -183,7 +183,7 @@ SPOILT: dict[str, tuple[str, str, Callable[..., None], str, tuple[str, ...]]] = 
 def test_a_bug_in_the_code_is_named(forge: Forge, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
     """The engine and its numbers are right: only the walk can tell."""
     family, op, run, path, _ = SPOILT[name]
-    engine = forge.built(family, dtype)
+    engine = forge.built(family, dtype, PLAIN)
     spoil(monkeypatch, op, run)
     result = asked(engine)
     assert result.findings.preflight is not None and result.findings.preflight.ok
@@ -199,7 +199,7 @@ def test_a_bug_in_the_lowering_is_named(forge: Forge, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(lower, "_rotate", wrong)
     out = forge.new("lowered")
-    build(str(checkpoint("llama", forge.new("llama"))), out, device="cpu", dtype="fp32", tune="off")
+    build(str(checkpoint("llama", forge.new("llama"))), out, device="cpu", dtype="fp32", tune="off", without=PLAIN)
     for levels in (ALL, NUMERIC):
         assert_named(asked(out, levels), "blocks.1.attn.q_rotary", "rotary")
 
@@ -216,7 +216,7 @@ def test_a_bug_in_a_family_is_named(forge: Forge, monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(families, "all_families", lambda: wrong)
     out = forge.new("family")
-    build(str(checkpoint("gpt2", forge.new("gpt2"))), out, device="cpu", dtype="fp32", tune="off")
+    build(str(checkpoint("gpt2", forge.new("gpt2"))), out, device="cpu", dtype="fp32", tune="off", without=PLAIN)
     result = asked(out)
     assert result.findings.preflight is not None and result.findings.preflight.ok
     assert_named(result, "blocks.0.attn.o", "linear")
@@ -249,7 +249,7 @@ def test_the_command_exits_3_with_and_without_locate(
     forge: Forge, capsys: pytest.CaptureFixture[str], name: str, arguments: tuple[str, ...]
 ) -> None:
     plant = PLANTS[name]
-    bad = forge.planted(forge.built(plant.family), plan=plant.plan, slots=plant.slots)
+    bad = forge.planted(forge.built(plant.family, without=PLAIN), plan=plant.plan, slots=plant.slots)
     assert main(["verify", str(bad), "--json", "--quiet", "--new-tokens", "4", *arguments]) == 3
     found = json.loads(capsys.readouterr().out)
     assert (found["located"]["path"], found["located"]["op"]) == (plant.path, plant.op)
@@ -257,7 +257,7 @@ def test_the_command_exits_3_with_and_without_locate(
 
 
 def test_the_command_exits_3_and_names_the_place(forge: Forge, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = forge.planted(forge.built("llama"), slots={"blocks.1.attn.o.weight": np.transpose})
+    bad = forge.planted(forge.built("llama", without=PLAIN), slots={"blocks.1.attn.o.weight": np.transpose})
     assert main(["verify", str(bad), "--locate", "--json", "--quiet"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == found["implementation"] == DEGRADED and found["cost"] is None

@@ -24,7 +24,7 @@ from allotrope.verify.session import Question, verify
 from tests.engines import GPT, LLAMA, MemoryEngine, random_weights
 from tests.test_eager import one_step
 from tests.tiny import KINDS
-from tests.verifying import CPU, Forge, checkpoint
+from tests.verifying import CPU, PLAIN, Forge, checkpoint, torch_tactics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +53,7 @@ def sound(well: bool, problem: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_computes_the_same(kind: str, forge: Forge) -> None:
-    engine = open_engine(forge.built(kind), device=CPU)
+    engine = open_engine(forge.built(kind, without=PLAIN), device=CPU)
     plain = engine.manifest.plan.with_tactics(((None, REFERENCE),))
     plan = fused(plain)
     assert "residual" in plan.fusions and not any(call.op == "add" for call in plan.calls)
@@ -90,7 +90,7 @@ def test_adding_in_the_product_passes_the_numerics_policy(bias: bool, dtype: str
     present = frozenset({"bias"}) if bias else frozenset()
     for rows in (1, 9):
         problem = Problem("linear_add", {"rows": rows, "in": 80, "out": 48}, {}, dtype, present)
-        for tactic in registry.tactics("linear_add"):
+        for tactic in torch_tactics("linear_add"):
             assert check.check(tactic, problem, CPU, seed=2).reason is None
             assert tactic.row_class(problem, CPU) is None
             contract = registry.contract("linear_add")
@@ -109,7 +109,7 @@ def test_adding_before_the_norm_passes_the_numerics_policy(norm: str, dtype: str
         if norm == "rms" and "bias" in present:
             continue
         problem = Problem("add_norm", {"rows": 9, "width": 48}, {"norm": norm, "eps": 1e-5}, dtype, present)
-        (tactic, compiled) = registry.tactics("add_norm")
+        (tactic, compiled) = torch_tactics("add_norm")
         assert check.check(tactic, problem, CPU, seed=2).reason is None
         if tactic.row_class(problem, CPU) is not None:
             assert check.check_rows(tactic, problem, CPU, seed=2, most=64) is None
@@ -153,7 +153,7 @@ def test_activating_in_the_product_says_why_not() -> None:
     axes, bias = {"rows": 1, "in": 80, "out": 48}, frozenset({"bias"})
     problem = Problem("linear_activation", axes, {"kind": "gelu_tanh"}, "fp16", bias)
     gpu = replace(CPU, kind="cuda")
-    *products, plain = registry.tactics("linear_activation")
+    *products, plain = torch_tactics("linear_activation")
     for tactic in products:
         assert tactic.why_not(problem, gpu) is None and tactic.row_class(problem, gpu) is None
         assert "with another gelu" in str(tactic.why_not(problem, CPU))
@@ -203,7 +203,7 @@ def test_what_is_no_neighbour_is_not_rotated_together() -> None:
 
 
 def test_on_a_cpu_they_are_not_tried(tmp_path: Path) -> None:
-    built = build(str(checkpoint("llama", tmp_path / "c")), tmp_path / "e", device="cpu", tune="off")
+    built = build(str(checkpoint("llama", tmp_path / "c")), tmp_path / "e", device="cpu", tune="off", without=PLAIN)
     for name in ("qk_rotary", "residual"):
         assert built.manifest.evidence["fusions"][name] == ("not in: it saves kernel launches, and a cpu has none")
     assert built.manifest.evidence["executor"]["kind"] == "eager"
@@ -213,7 +213,9 @@ def test_on_a_cpu_they_are_not_tried(tmp_path: Path) -> None:
 def test_built_for_graphs_all_that_decodes_can_be_recorded(tune: str, tmp_path: Path) -> None:
     source = str(checkpoint("llama-grouped", tmp_path / "c"))
     built = build(source, tmp_path / "e", device="cpu", tune=tune, executor="graph")
-    assert built.manifest.evidence["executor"] == {"wanted": "graph", "kind": "graph", "graph_rows": 64}
+    assert built.manifest.evidence["executor"] == {"wanted": "graph", "kind": "graph", "graph_rows": 64} | {
+        "not_native": "built for the graph executor"
+    }
     attention = next(call for call in built.manifest.plan.calls if call.op == "attention")
     assert attention.tactics[0][1] == "torch_planned4" and attention.tactics[-1] == (None, "torch_splits4")
     assert built.manifest.options["executor"] == "graph"
@@ -223,7 +225,7 @@ def normed(plan: Plan) -> Plan:
     """Only sums and the norms behind them fused, by tactics that there are."""
     [fusion] = [fusion for fusion in fuse.FUSIONS if fusion.name == "add_norm"]
     plan = fuse.apply(plan, fusion)
-    tactic = registry.tactics("add_norm")[0].name
+    tactic = torch_tactics("add_norm")[0].name
     calls = (replace(call, tactics=((None, tactic),)) if call.op == "add_norm" else call for call in plan.calls)
     return replace(plan, calls=tuple(calls))
 
@@ -251,7 +253,8 @@ def test_a_wrong_norm_is_named_though_it_is_fused(path: str, forge: Forge) -> No
 
     for locate in (True, False):
         found = verify(
-            forge.planted(forge.built("llama-linear"), plan=wrong), Question(levels=("layers",), locate=locate)
+            forge.planted(forge.built("llama-linear", without=PLAIN), plan=wrong),
+            Question(levels=("layers",), locate=locate),
         ).findings.located
         assert found is not None
         norm = "blocks.1.attn.norm" if path == "blocks.0.mlp.add" else "blocks.1.mlp.norm"

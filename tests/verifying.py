@@ -35,12 +35,20 @@ def checkpoint(kind: str, folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def torch_tactics(op: str) -> list[Any]:
+    """All but the native core's, which has tests of its own."""
+    return [tactic for tactic in registry.tactics(op) if not tactic.name.startswith("native")]
+
+
+PLAIN = "native"  # left out: plans of torch's tactics, in which no call has been fused with another
+
+
 class Forge:
     """Makes engines. One build per kind and dtype; other seeds get the same plan with their own weights."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._built: dict[tuple[str, str], Path] = {}
+        self._built: dict[tuple[str, str, str], Path] = {}
         self._made = 0
 
     def new(self, name: str) -> Path:
@@ -48,14 +56,15 @@ class Forge:
         self._made += 1
         return self._folder / f"{name}-{self._made}"
 
-    def built(self, kind: str, dtype: str = "fp32") -> Path:
+    def built(self, kind: str, dtype: str = "fp32", without: str = "") -> Path:
         """The engine of seed 0, built by the builder."""
-        if (kind, dtype) not in self._built:
+        key = (kind, dtype, without)
+        if key not in self._built:
             source = checkpoint(kind, self.new(kind), seed=0)
             out = self.new(f"{kind}-{dtype}")
-            build(str(source), out, device="cpu", dtype=dtype, tune="off")
-            self._built[kind, dtype] = out
-        return self._built[kind, dtype]
+            build(str(source), out, device="cpu", dtype=dtype, tune="off", **({"without": without} if without else {}))
+            self._built[key] = out
+        return self._built[key]
 
     def reseeded(self, kind: str, dtype: str, seed: int) -> Path:
         """As `built`, with the weights of another seed."""

@@ -53,6 +53,11 @@ def typical_problems(dtype: str, rows: int = 8) -> dict[str, Problem]:
     coded = {**alike.axes, "packed": alike.axes["in"] // 2, "groups": alike.axes["in"] // 32}
     found["linear_codes"] = replace(alike, op="linear_codes", axes=coded, params={"format": "int4"})
     found["linear_stored"] = replace(alike, op="linear_stored", params={"store": "bf16"}, dtype="fp32")
+    table = found["embed"]
+    found["embed_stored"] = replace(table, op="embed_stored", params={"store": "bf16"}, dtype="fp32")
+    width = table.axes["width"]
+    rows_of_codes = {**table.axes, "packed": width, "groups": 1}
+    found["embed_codes"] = replace(table, op="embed_codes", axes=rows_of_codes, params={"format": "int8"})
     found["reorder"] = replace(alike, op="reorder", axes={"rows": rows, "width": alike.axes["in"]})
     found["add_norm"] = replace(found["layernorm"], op="add_norm", params={"norm": "layer", "eps": 1e-5})
     found["linear_activation"] = replace(biased, op="linear_activation")

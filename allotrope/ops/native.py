@@ -108,6 +108,8 @@ class NativeTactic:
         names = operands(self.op)
         given = [describe(ins[name]) if name in ins else ABSENT for name in names[0]]
         made = [describe(out[name]) for name in names[1]]
+        if workspace is None and self.scratch is not _nothing:
+            raise TypeError(f"{self.name} of {self.op} needs its workspace")  # the kernel would write to address 0
         found, prelude = native.find(), ""
         shared = place = 0 if workspace is None else describe(workspace)[0]
         if self.prelude is not None:  # [ what it makes ][ the kernel's scratch memory ]
