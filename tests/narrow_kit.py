@@ -12,6 +12,7 @@ from allotrope.artifact.engine import Engine
 from allotrope.artifact.plan import Plan
 from allotrope.models.lower import lower
 from allotrope.models.model import Model
+from allotrope.ops.packing import PACKINGS
 from tests.engines import MemoryEngine
 from tests.tiny import KINDS, tiny
 from tests.verifying import VOCAB
@@ -56,11 +57,9 @@ def slots_of(engine: Engine) -> dict[str, Any]:
     """Every stored slot by itself, as raw arrays; bf16 widened."""
     found = {}
     for name, weight in engine.manifest.plan.weights.items():
-        packed, start = engine.array(name), 0
-        assert weight.packing == "rows"
-        for slot, shape in weight.parts:
-            part = packed[start : start + shape[0]]
-            start += shape[0]
+        shapes = [shape for _, shape in weight.parts]
+        parts = PACKINGS[weight.packing].unpack(engine.array(name), shapes)
+        for (slot, _), part in zip(weight.parts, parts, strict=True):
             wide = (part.astype(np.uint32) << 16).view(np.float32) if engine.dtype(name) == "bf16" else part
             found[slot] = wide
     return found

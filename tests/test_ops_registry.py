@@ -95,7 +95,7 @@ def _forgetful() -> object:
 @pytest.mark.usefixtures("_forgetful")
 def test_a_library_that_is_not_installed_gives_no_tactics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.importlib, "import_module", _import_failing("torch"))
-    assert registry.tactics("add") == ()
+    assert {tactic.name for tactic in registry.tactics("add")} <= {"native"}  # which need no library
     with pytest.raises(EngineError, match="in this installation"):
         registry.tactic("add", "torch")
 

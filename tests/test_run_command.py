@@ -160,7 +160,7 @@ def test_a_prompt_from_standard_input(
         (["--logit-bias", "5:1", "--logit-bias", "5:2"], "--logit-bias names a token twice"),
         (["--check-step", "0"], "check_step is 0; it must be a whole number from 1 to 32"),
         (["--prefix-cache", "maybe"], "invalid choice: 'maybe'"),
-        (["--executor", "graph", "--device", "cpu"], "executor is 'graph'; on a CPU it must be eager"),
+        (["--executor", "graph", "--device", "cpu"], "executor is 'graph'; on a CPU it must be native or eager"),
         (["a\udcffb"], "a prompt is not UTF-8"),
     ],
 )

@@ -25,6 +25,7 @@ class Found:
     isa: str = ""
     why: str = ""  # why there is no core, or why this instruction set was chosen
     lacking: dict[str, str] = field(default_factory=dict)  # instruction set → why it cannot run here
+    kernels: frozenset[str] = frozenset()
 
 
 @cache
@@ -41,17 +42,20 @@ def find() -> Found:
     able = [name for name, lacks in lacking.items() if not lacks]
     asked = settings.isa()
     if asked is None:
-        return Found(core, able[-1], "the best that this CPU has", lacking)
+        return Found(core, able[-1], "the best that this CPU has", lacking, frozenset(core.kernels(able[-1])))
     if asked not in able:
         reason = lacking.get(asked) or f"there are no kernels for {asked}"
         raise UsageError(f"ALLOTROPE_ISA is {asked!r}: {reason}", remedy=f"choose one of {', '.join(able)}")
-    return Found(core, asked, "ALLOTROPE_ISA asks for it", lacking)
+    return Found(core, asked, "ALLOTROPE_ISA asks for it", lacking, frozenset(core.kernels(asked)))
 
 
-def why_not() -> str | None:
-    """Why there is no native core here; None if there is one."""
+def why_not(*kernels: str) -> str | None:
+    """Why there is no native core here, or none with these kernels; None if there is."""
     found = find()
-    return None if found.core is not None else f"there is no native core: {found.why}"
+    if found.core is None:
+        return f"there is no native core: {found.why}"
+    missing = [kernel for kernel in kernels if kernel not in found.kernels]
+    return f"the native core is of another version, without {missing[0]}: make native" if missing else None
 
 
 class _Team:

@@ -90,7 +90,8 @@ class NativeTactic:
             return f"the native core runs on CPUs, not on {device.kind}"
         if problem.dtype != "fp32":
             return f"the native core computes in fp32, not in {problem.dtype}"
-        return native.why_not() or self.refuses(problem)
+        kernels = (self.kernel,) if self.prelude is None else (self.kernel, self.prelude.kernel)
+        return native.why_not(*kernels) or self.refuses(problem)
 
     def row_class(self, problem: Problem, device: Device) -> str | None:
         """Work is split by rows, columns and heads, never within a sum."""

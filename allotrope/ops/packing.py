@@ -45,15 +45,20 @@ PANEL = 16  # outputs side by side: the lanes of the widest registers
 QUAD = 4  # bytes of an output side by side: what a dot product of bytes takes
 
 
-def _filled(parts: Sequence[RawArray], multiple: int) -> RawArray:
-    """The parts one under the other, with zeros up to whole panels, and columns up to a multiple."""
-    stacked = _pack_rows(parts)
-    return np.pad(stacked, ((0, -len(stacked) % PANEL), (0, -stacked.shape[1] % multiple)))
+def _whole(parts: Sequence[RawArray]) -> RawArray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
 
 
 def _into_panels(parts: Sequence[RawArray]) -> RawArray:
-    filled = _filled(parts, 1)
-    return np.ascontiguousarray(filled.reshape(-1, PANEL, filled.shape[1]).swapaxes(1, 2))
+    """One new array and no other: a weight may be most of a model."""
+    stacked = _whole(parts)
+    rows, width = stacked.shape
+    full = rows // PANEL
+    packed = np.zeros(_panels([stacked.shape]), stacked.dtype)
+    packed[:full] = stacked[: full * PANEL].reshape(full, PANEL, width).swapaxes(1, 2)
+    if rows % PANEL:
+        packed[full, :, : rows % PANEL] = stacked[full * PANEL :].T
+    return packed
 
 
 def _out_of_panels(packed: RawArray, shapes: Sequence[tuple[int, ...]]) -> list[RawArray]:
@@ -67,8 +72,17 @@ def _panels(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _into_quads(parts: Sequence[RawArray]) -> RawArray:
-    filled = _filled(parts, QUAD)
-    return np.ascontiguousarray(filled.reshape(-1, PANEL, filled.shape[1] // QUAD, QUAD).swapaxes(1, 2))
+    stacked = _whole(parts)
+    rows = len(stacked)
+    packed = np.zeros(_quads([stacked.shape]), stacked.dtype)
+    for column in range(QUAD):
+        some = stacked[:, column::QUAD]
+        into = packed[:, : some.shape[1], :, column].swapaxes(1, 2)  # [out/16, 16, in/4]
+        full = rows // PANEL
+        into[:full] = some[: full * PANEL].reshape(full, PANEL, some.shape[1])
+        if rows % PANEL:
+            into[full, : rows % PANEL] = some[full * PANEL :]
+    return packed
 
 
 def _out_of_quads(packed: RawArray, shapes: Sequence[tuple[int, ...]]) -> list[RawArray]:
