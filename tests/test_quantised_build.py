@@ -28,7 +28,7 @@ from tests.test_quantised_models import CASES, STORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUICK: dict[str, Any] = {"device": "cpu", "tune": "off", "threads": 1}
+QUICK: dict[str, Any] = {"device": "cpu", "tune": "off", "threads": 1, "without": "native"}
 FEW = ("gptq", "gptq-order", "awq", "int4-points", "int8-acts")
 BUILT = [(kind, case) for kind, case in CASES if kind == "llama" or case in FEW]
 PROMPTS = [[3, 17, 99, 5, 41], [7], [12, 13, 14, 15, 16, 17, 18]]
