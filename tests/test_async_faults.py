@@ -175,11 +175,14 @@ def test_streams_that_leave_while_the_engine_says_farewell(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
-        device = Device()
+        gate = Gate()
+        device = Device(fails=gate)
         engine = AsyncEngine(opened(device, tokenizer))
         streams = [engine.generate([5] * 3, LONG) for _ in range(4)]
-        for stream in streams:
-            await anext(stream)
+        reading = [asyncio.create_task(anext(stream)) for stream in streams]
+        await asyncio.sleep(0)  # all are queued; in so few steps no answer can end before the engine is closed
+        gate.let(12)
+        await asyncio.gather(*reading)
         send, left = Outbox.send, list(streams)
 
         def leaving(outbox: Outbox, letters: Sequence[Letter]) -> bool:
@@ -188,7 +191,10 @@ def test_streams_that_leave_while_the_engine_says_farewell(
             return send(outbox, letters)
 
         monkeypatch.setattr(Outbox, "send", leaving)
-        await engine.close()
+        closing = asyncio.create_task(engine.close())
+        await until(lambda: engine._thread._closing)
+        gate.let_all()
+        await closing
         assert device.closed and not left
         for stream in streams:
             with pytest.raises(UsageError, match="has been closed"):

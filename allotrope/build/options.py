@@ -39,7 +39,7 @@ class BuildOptions:
     threads: int | None = None
     allow_pickle: bool = False
     allow_nan: bool = False
-    executor: str = "auto"  # what the engine is to run on: graph on a GPU, native on a CPU
+    executor: str = "auto"  # what the engine is to run on: graph on a GPU, eager on a CPU
     weights: str | None = None  # format of the blocks' linear layers; None: the compute dtype
     group_size: int | None = None  # weights that share a scale; None: int4's 32, otherwise a row
     asymmetric: bool = False  # int4 with zeros
@@ -112,7 +112,7 @@ class BuildOptions:
 
     def settled(self, kind: str) -> BuildOptions:
         """With what follows from the kind of device."""
-        return replace(self, executor="graph" if kind == "cuda" else "native") if self.executor == "auto" else self
+        return replace(self, executor="graph" if kind == "cuda" else "eager") if self.executor == "auto" else self
 
     def to_json(self) -> Mapping[str, Any]:
         """As kept in the engine."""

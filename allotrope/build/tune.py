@@ -88,6 +88,8 @@ class Tuner:
         packings = tuple(sorted(tactic.packings().items()))
         trial = Trial(tactic.name, tactic.version, None, packings, capturable=tactic.capturable)
         names = {tactic.name, f"{problem.op}/{tactic.name}", *(["native"] if isinstance(tactic, NativeTactic) else [])}
+        if isinstance(tactic, NativeTactic) and self.options.executor != "native":
+            return replace(trial, refusal=f"built for the {self.options.executor} executor")
         if names & set(self.options.without):
             return replace(trial, refusal="taken out with --without")
         reason = next((why for one in (problem, *ends) if (why := tactic.why_not(one, self.device))), None)
