@@ -204,7 +204,7 @@ def test_predicted_before_scored_after(wide: Path, tmp_path: Path, capsys: pytes
         (("--predict", "dtype=fp32"), "the engine is like that already"),
         (("--predict", "batch=1"), "that is what --batch says already"),
         (("--predict", "batch=0"), "'batch=0' is no change"),
-        (("--predict", "int4,activations=int8"), "--activations is int8, and --weights is int4"),
+        (("--predict", "int4,activations=fp8"), "--activations is fp8, and --weights is int4"),
         (("--predict", "int4,group_size=7"), "group size is 7; it must be one of"),
         (("--against", "/nowhere/explain.json"), "the explanation cannot be read: No such file"),
         (("--against", SOURCE + "/config.json"), "this is no explanation; give the explain.json"),
