@@ -391,4 +391,5 @@ def test_cached_builds_once_and_anew_when_something_changed(tmp_path: Path) -> N
 def test_no_warning_in_a_quiet_build(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build(shape(tmp_path), tmp_path / "e", **QUICK)
+        built = build(shape(tmp_path), tmp_path / "e", **QUICK)
+    assert open_engine(built.path).manifest.plan == built.manifest.plan

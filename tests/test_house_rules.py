@@ -81,21 +81,8 @@ LAYERS = {
         "eval",
         "bench",
     },
-    "eval": {
-        "errors",
-        "paths",
-        "settings",
-        "units",
-        "hw",
-        "ops",
-        "artifact",
-        "tokenizers",
-        "models",
-        "runtime",
-        "build",
-        "verify",
-    },
 }
+LAYERS["eval"] = LAYERS["verify"] | {"verify"}
 COMPOSE = {"cli", "api", "commands", "__main__", "__init__"}
 RUNS_WITHOUT_TORCH = (
     "errors",

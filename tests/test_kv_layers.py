@@ -146,7 +146,7 @@ def test_a_graph_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("allotrope.runtime.graph.CONTEXT", 8)
     plan = capturable(deterministic(with_cache(lower(LLAMA), MIXED)))
     engine = MemoryEngine(plan, random_weights(LLAMA))
-    compare(engine, plan, list(Traffic(LLAMA.vocab, 40, seed=2).steps(40)))
+    assert compare(engine, plan, list(Traffic(LLAMA.vocab, 40, seed=2).steps(40)))._recorded
 
 
 def test_a_requests_bits_are_its_own(tmp_path: Path) -> None:

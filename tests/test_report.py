@@ -41,7 +41,7 @@ def whole(tmp_path: Path) -> str:
 def test_what_these_tests_read_is_what_the_verbs_keep(tmp_path: Path) -> None:
     folder = kit.full(tmp_path / "engine")
     for verb in kit.VERBS:
-        fits_kept(verb, folder)
+        assert fits_kept(verb, folder)
 
 
 def test_the_page_is_whole(whole: str) -> None:
