@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -178,20 +180,39 @@ BUNDLED = sorted(path.parent for path in (Path(__file__).parents[1] / "models").
 WHOLE_PROOFS = [("stories260K", dtype) for dtype in ("fp32", "bf16")] + [(path.name, "fp32") for path in BUNDLED]
 
 
+@cache
+def whole_proof(name: str, dtype: str, assets: Path, folder: Path) -> Proof:
+    """Of an engine tuned as users' are; one for all loads that a process is given."""
+    source = {path.name: path for path in BUNDLED}.get(name, assets / name)
+    build(str(source), folder / f"{name}-{dtype}", device="cpu", dtype=dtype, tune="fast", threads=1)
+    return Proof(folder / f"{name}-{dtype}", lambda found: trace_jobs(assets, found, WHOLE))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize(("name", "dtype"), WHOLE_PROOFS)
-def test_five_hundred_requests(assets: Path, tmp_path: Path, name: str, dtype: str) -> None:
-    """The whole proof, on an engine tuned as users' are."""
-    source = {path.name: path for path in BUNDLED}.get(name, assets / name)
-    build(str(source), tmp_path / "engine", device="cpu", dtype=dtype, tune="fast", threads=1)
-    proof = Proof(tmp_path / "engine", lambda found: trace_jobs(assets, found, WHOLE))
-    for options in LOADS.values():
-        assert proof.holds(**options)["finished"] == {"length": WHOLE}
-    proof.jobs = [replace(job, arrival=0.0) for job in proof.jobs]
-    seats = {"max_num_seqs": 64, "page_size": 4}  # and pages for a fifth of those who sit there
-    for how, options in SHORT_OF_PAGES.items():
-        counted = proof.holds(a_fifth(proof.jobs[:64], 4), **seats, **options)
-        assert counted["finished"] == {"length": WHOLE}
-        # where prompts come in chunks of 16, whoever decodes ends before so many can be admitted
-        assert counted["preemptions"] >= 10 or how == "chunks of 16"
+def test_five_hundred_requests(
+    assets: Path, tmp_path_factory: pytest.TempPathFactory, name: str, dtype: str, load: str
+) -> None:
+    """The whole proof."""
+    proof = whole_proof(name, dtype, assets, tmp_path_factory.getbasetemp())
+    assert proof.holds(**LOADS[load])["finished"] == {"length": WHOLE}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("load", SHORT_OF_PAGES)
+@pytest.mark.parametrize(("name", "dtype"), WHOLE_PROOFS)
+def test_five_hundred_requests_short_of_pages(
+    assets: Path, tmp_path_factory: pytest.TempPathFactory, name: str, dtype: str, load: str
+) -> None:
+    """All at once, with pages for a fifth of those who have a seat."""
+    whole = whole_proof(name, dtype, assets, tmp_path_factory.getbasetemp())
+    proof = copy(whole)
+    proof.jobs = [replace(job, arrival=0.0) for job in whole.jobs]
+    seats = {"max_num_seqs": 64, "page_size": 4}
+    counted = proof.holds(a_fifth(proof.jobs[:64], 4), **seats, **SHORT_OF_PAGES[load])
+    assert counted["finished"] == {"length": WHOLE}
+    # where prompts come in chunks of 16, whoever decodes ends before so many can be admitted
+    assert counted["preemptions"] >= 10 or load == "chunks of 16"

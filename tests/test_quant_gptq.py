@@ -208,3 +208,24 @@ def test_inputs_that_cannot_be_are_refused() -> None:
         gptq(weights(96), prepare(found), Format("int4", 32), "up")
     with pytest.raises(NumericalError, match="up: the weight holds NaN or infinity"):
         gptq(torch.full((8, 64), float("nan")), prepare(found), Format("int4", 32), "up")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sort", [False, True], ids=["in order", "sorted"])
+@pytest.mark.parametrize("form", [*FORMS, Format("fp8")], ids=str)
+def test_a_gpu_gives_the_codes_of_a_cpu(form: Format, sort: bool) -> None:
+    """Columns are recorded there; a recording that is used again, for other weights, knows nothing of the first."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    width = fitting(form)
+    ready = hessian(correlated(width=width))
+    there = Hessian(width, "w", device="cuda")
+    there.matrix.copy_(ready.matrix)
+    there.count = ready.count
+    for seed in (0, 3):
+        weight = weights(width, seed)
+        here = gptq(weight, prepare(ready, sort=sort), form, "w", clip=True)
+        found = gptq(weight.cuda(), prepare(there, sort=sort), form, "w", clip=True).to("cpu")
+        assert float((found.scales == here.scales).float().mean()) > 0.99
+        same = found.codes.view(torch.uint8) == here.codes.view(torch.uint8)
+        assert float(same.float().mean()) > 0.999  # a sum in another order may tip what lies half-way

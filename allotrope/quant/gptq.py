@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from allotrope.errors import NumericalError, UsageError
-from allotrope.quant.formats import Format, Quantised, decode
-from allotrope.quant.rounding import check_weight, choose_all, choose_scales, encode
+from allotrope.quant.columns import round_columns
+from allotrope.quant.formats import Format, Quantised
+from allotrope.quant.rounding import check_weight, choose_all, choose_scales
 
-_BLOCK = 128  # columns between two updates of everything behind them; whole groups of every size
+_BLOCK = 128  # columns between two updates of everything behind them, at most
 _MORE = (10, 100)  # times the damping asked for, where that leaves H indefinite
 
 
@@ -99,29 +100,25 @@ def gptq(weight: torch.Tensor, prepared: Prepared, form: Format, path: str, *, c
     weight, width = weight.detach().to(prepared.upper.device), weight.shape[1]
     if width != len(prepared.order):
         raise UsageError(f"its width is {width}; its inputs were {len(prepared.order)} wide", where=path)
-    upper, columns = prepared.upper, prepared.order.tolist()
-    size = form.group or width
+    upper, order, size = prepared.upper, prepared.order, form.group or width
     late = form.group is not None and not prepared.sorted
     scales, zeros = choose_all(weight, form, path, clip=clip)
     codes = torch.empty(weight.shape, dtype=form.code_dtype, device=weight.device).view(torch.uint8)
-    left = weight.to(upper)[:, prepared.order]  # as the columns not yet rounded stand by now, in order
-    for start in range(0, width, _BLOCK):
-        block = left[:, start : start + _BLOCK]
-        inner = upper[start : start + _BLOCK, start : start + _BLOCK]
-        errors = torch.empty_like(block)
-        for i in range(block.shape[1]):
-            group = columns[start + i] // size
-            if late and i % size == 0:
-                new, zero = choose_scales(block[:, i : i + size].double().unsqueeze(1), form, path, clip=clip)
-                scales[:, group] = new[:, 0]
-                if zeros is not None and zero is not None:
-                    zeros[:, group] = zero[:, 0]
-            scale, zero = scales[:, group], None if zeros is None else zeros[:, group]
-            code = encode(block[:, i], scale, zero, form)
-            codes[:, columns[start + i]] = code.view(torch.uint8)
-            errors[:, i] = (block[:, i] - decode(code, scale, zero, upper.dtype)) / inner[i, i]
-            block[:, i + 1 :] -= errors[:, i : i + 1] * inner[i, i + 1 :]
-        left[:, start + _BLOCK :] -= errors @ upper[start : start + _BLOCK, start + _BLOCK :]
+    left = weight.to(upper)[:, order]  # as the columns not yet rounded stand by now, in order
+    unit = min(size, _BLOCK) if late else _BLOCK
+    for start in range(0, width, unit):
+        here = slice(start, min(start + unit, width))
+        places = order[here]
+        if late and start % size == 0:
+            new, zero = choose_scales(left[:, start : start + size].double().unsqueeze(1), form, path, clip=clip)
+            scales[:, start // size] = new[:, 0]
+            if zeros is not None and zero is not None:
+                zeros[:, start // size] = zero[:, 0]
+        groups = places // size
+        zero = None if zeros is None else zeros[:, groups]
+        found, errors = round_columns(left[:, here], upper[here, here], scales[:, groups], zero, form)
+        codes[:, places] = found
+        left[:, here.stop :] -= errors @ upper[here, here.stop :]
     return Quantised(form, codes.view(form.code_dtype), scales, zeros)
 
 

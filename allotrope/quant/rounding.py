@@ -15,6 +15,7 @@ from allotrope.errors import NumericalError
 from allotrope.quant.formats import Format, Quantised, decode
 
 Side = tuple[torch.Tensor, torch.Tensor | None]  # scales and zeros
+Ends = tuple[torch.Tensor, torch.Tensor]  # of what a group's codes must reach
 _BLOCK = 2**22  # weights held in fp64 at a time
 _RATIOS = tuple(1 - 0.025 * step for step in range(1, 21))  # where a group may be clipped: 97.5 % … 50 % of its reach
 
@@ -68,12 +69,14 @@ def choose_scales(
     values: torch.Tensor, form: Format, path: str, *, clip: bool = False, moments: torch.Tensor | None = None
 ) -> Side:
     """(scales, zeros) [rows, groups] of fp64 values [rows, groups, group]; see `round_to_nearest`."""
-    best = _span(values, form, path, 1.0)
+    ends = _ends(values, form)
+    _check_reach(ends, form, path)
+    best = _span(ends, form, 1.0)
     if not clip:
         return best
     least = _squared(values, best, form, moments)
     for ratio in _RATIOS:
-        tried = _span(values, form, path, ratio)
+        tried = _span(ends, form, ratio)
         error = _squared(values, tried, form, moments)
         better = error < least
         least = torch.where(better, error, least)
@@ -98,14 +101,22 @@ def _grouped(rows: torch.Tensor, form: Format) -> torch.Tensor:
     return rows.double().view(len(rows), form.groups(rows.shape[1]), -1)
 
 
-def _span(values: torch.Tensor, form: Format, path: str, ratio: float) -> Side:
+def _span(ends: Ends, form: Format, ratio: float) -> Side:
     """The least steps, and where zero lies among them, by which `ratio` of each group's reach is covered."""
+    low, high = ends
+    scales = _stored((high - low) * ratio / form.top, form)
     if form.symmetric:
-        return _stored(values.abs().amax(-1) * ratio / form.top, form, path), None
-    low, high = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)  # zero is always a code: it stays exact
-    scales = _stored((high - low) * ratio / form.top, form, path)
+        return scales, None
     zeros = (low * -ratio / scales.double()).round().clamp(0, form.top)
     return scales, zeros.to(torch.uint8)
+
+
+def _ends(values: torch.Tensor, form: Format) -> Ends:
+    """What a group's codes must reach: from zero to its largest magnitude, or from its least to its greatest value."""
+    if form.symmetric:
+        high = values.abs().amax(-1)
+        return torch.zeros_like(high), high
+    return values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)  # zero is always a code: it stays exact
 
 
 def _squared(values: torch.Tensor, side: Side, form: Format, moments: torch.Tensor | None) -> torch.Tensor:
@@ -118,15 +129,18 @@ def _squared(values: torch.Tensor, side: Side, form: Format, moments: torch.Tens
     return (weighed * error).sum(-1)
 
 
-def _stored(exact: torch.Tensor, form: Format, path: str) -> torch.Tensor:
-    """Scales in the dtype in which they are stored: rounded up, and never subnormal (some devices flush those)."""
-    limits = torch.finfo(form.scale_dtype)
-    most = float(exact.max())
-    if most > limits.max:
+def _check_reach(ends: Ends, form: Format, path: str) -> None:
+    """Refuse steps that the stored dtype cannot hold. Asked once: whatever is clipped needs less."""
+    limit, step = torch.finfo(form.scale_dtype).max, float((ends[1] - ends[0]).max()) / form.top
+    if step > limit:
         kind = str(form.scale_dtype).removeprefix("torch.")
-        problem = f"a step of {most:.3g} is needed, and {form} stores its scales in {kind}, at most {limits.max:.6g}"
+        problem = f"a step of {step:.3g} is needed, and {form} stores its scales in {kind}, at most {limit:.6g}"
         raise NumericalError(problem, where=path, remedy="keep this weight wide, or take int8 per channel")
-    wanted = exact.clamp(min=limits.tiny)
+
+
+def _stored(exact: torch.Tensor, form: Format) -> torch.Tensor:
+    """Scales in the dtype in which they are stored: rounded up, and never subnormal (some devices flush those)."""
+    wanted = exact.clamp(min=torch.finfo(form.scale_dtype).tiny)
     scales = wanted.float().to(form.scale_dtype)
     bits = torch.int16 if form.scale_dtype == torch.float16 else torch.int32
     above = (scales.view(bits) + 1).view(form.scale_dtype)  # positive floats lie in their bits' order
