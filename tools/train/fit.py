@@ -17,7 +17,7 @@ import transformers
 from torch.utils.data import DataLoader
 
 from allotrope import tokenizers
-from tools.train import data, export, network, reading
+from tools.train import data, export, network, reading, sturdy
 from tools.train.muon import Muon
 from tools.train.packing import Batch, Reading, Windows
 from tools.train.spec import Recipe, Spec
@@ -120,13 +120,14 @@ def train(spec: Spec, model: Any, plan: Course, device: str) -> Curve:
     """The loop. What it returns has the best weights where the recipe asks for them."""
     recipe, curve = spec.recipe, Curve()
     found = optimizers(model, recipe, device)
+    random = torch.Generator(device).manual_seed(recipe.seed)
     full = [[group["lr"] for group in optimizer.param_groups] for optimizer in found]
     trained = [p for p in model.parameters() if p.requires_grad]
     total, counted = torch.zeros((), device=device), 0
     every, begun = max(1, recipe.steps // REPORTS), time.perf_counter()
     for step in range(recipe.steps):
         batch = next(plan.batches)
-        with plan.around():
+        with plan.around(), sturdy.shaken(model, recipe.noise, random):
             loss = plan.loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
@@ -136,6 +137,9 @@ def train(spec: Spec, model: Any, plan: Course, device: str) -> Curve:
                 group["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if recipe.logit_limit and (step + 1) % sturdy.LIMIT_EVERY == 0:
+            with precision(device):
+                sturdy.limit_logits(model, batch[0][:1, :-1], recipe.logit_limit)
         total, counted = total + loss.detach(), counted + 1
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             report(spec, model, plan, curve, step + 1, float(total) / counted, begun)

@@ -57,7 +57,9 @@ class Recipe:
 
     `matrix_rate` is Muon's, for matrices inside the blocks; `rate` is AdamW's, for everything else. Both are in units
     of the root mean square of an update. `pack` fills a window with many pieces; without it each has its own.
-    `best` keeps the weights of the lowest held-out loss instead of the last ones.
+    `best` keeps the weights of the lowest held-out loss instead of the last ones. `noise` and `logit_limit` make it
+    stand rounding (`sturdy.py`), and are 0 where they are not wanted: weights are off by up to half of so many steps of
+    int4 in each gradient, and logits of one token and head lie at most so far apart.
     """
 
     steps: int
@@ -71,6 +73,8 @@ class Recipe:
     seed: int = 1
     pack: bool = True
     best: bool = False
+    noise: float = 0.0
+    logit_limit: float = 0.0
 
     def __post_init__(self) -> None:
         for key, least in LEAST.items():
@@ -79,6 +83,9 @@ class Recipe:
         for key in ("rate", "matrix_rate"):
             if not 0 < getattr(self, key) < math.inf:
                 raise SystemExit(f"recipe: {key} is {getattr(self, key)}; it must be above 0")
+        for key in ("noise", "logit_limit"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise SystemExit(f"recipe: {key} is {getattr(self, key)}; it must be a number from 0 on")
         if not 0 <= self.dropout < 1:
             raise SystemExit(f"recipe: dropout is {self.dropout}; it must be from 0 to below 1")
 
@@ -108,6 +115,11 @@ class Spec:
             raise SystemExit(f"{self.name}: config has {self.config['vocab_size']} ids, its vocabulary another number")
         if abs(sum(part.share for part in self.parts) - 1) > 1e-6:
             raise SystemExit(f"{self.name}: the shares of its parts must add up to 1")
+        if self.recipe.logit_limit and self.family != "opt":
+            raise SystemExit(
+                f"{self.name}: logit_limit is {self.recipe.logit_limit:g}, but only the family opt can be limited, "
+                f"and this is {self.family}; leave it at 0"
+            )
 
 
 def names() -> list[str]:

@@ -23,12 +23,12 @@ def int8_channel(weight: torch.Tensor) -> torch.Tensor:
 
 def int4_group(weight: torch.Tensor) -> torch.Tensor:
     """[out, in] rounded to 15 levels around zero; one scale per 32 neighbours of a row."""
-    return _symmetric(_grouped(weight), 7).view_as(weight)
+    return _symmetric(grouped(weight), 7).view_as(weight)
 
 
 def int4_group_offset(weight: torch.Tensor) -> torch.Tensor:
     """[out, in] rounded to 16 levels from a group's least to its greatest value (zero always among them)."""
-    groups = _grouped(weight)
+    groups = grouped(weight)
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
     scale = ((high - low) / 15).clamp(min=torch.finfo(weight.dtype).tiny)
     zero = (-low / scale).round()
@@ -72,7 +72,8 @@ def matrices(network: Any, *, embedding: bool = False) -> list[tuple[torch.Tenso
     return found
 
 
-def _grouped(weight: torch.Tensor) -> torch.Tensor:
+def grouped(weight: torch.Tensor) -> torch.Tensor:
+    """[out, in] as [out, groups, 32]."""
     if weight.shape[-1] % GROUP:
         raise ValueError(f"rows of {weight.shape[-1]} weights do not divide into groups of {GROUP}")
     return weight.reshape(weight.shape[0], -1, GROUP)
