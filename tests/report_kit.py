@@ -59,8 +59,14 @@ def full(folder: Path, results: Mapping[str, Any] | None = None) -> Path:
     }
     for verb, value in made.items():
         if value is not None:
-            write(folder / f"{verb}.json", value | kept(folder, verb) if isinstance(value, dict) else value)
+            write(folder / f"{verb}.json", _kept(folder, verb, value) if isinstance(value, dict) else value)
     return folder
+
+
+def _kept(folder: Path, verb: str, value: dict[str, Any]) -> dict[str, Any]:
+    """As it is kept, and the runs before it likewise."""
+    before = {"earlier": [run | kept(folder, verb) for run in value["earlier"]]} if "earlier" in value else {}
+    return value | kept(folder, verb) | before
 
 
 def kept(folder: Path, verb: str) -> dict[str, Any]:

@@ -209,7 +209,8 @@ def evaluated() -> dict[str, Any]:
     found = {"perplexity": 12.31123, "nll_per_token": 2.5104, "original_perplexity": 12.25, "kl": kl, "text": text}
     found |= {"perplexity_ratio": 1.005, "perplexity_ratio_interval": [1.001, 1.009], "same_top1": 0.974}
     found |= {"probability_change": {"mean": -0.001, "rms": 0.02}, "pass_at_1": 0.45, "original_pass_at_1": 0.5}
-    return filled("eval", found | {"pass_at_1_paired": paired, "code": code})
+    before = filled("eval", {**found, "perplexity": 8.8, "text": {**text, "file": "stories.txt"}})
+    return filled("eval", found | {"pass_at_1_paired": paired, "code": code, "earlier": [before]})
 
 
 def ablate() -> dict[str, Any]:

@@ -15,13 +15,13 @@ import transformers
 from allotrope import tokenizers
 from allotrope.api import LLM, SamplingParams
 from allotrope.build import build
-from allotrope.cli import main
 from allotrope.eval import distances, forced
 from allotrope.eval.distances import compared
 from allotrope.eval.windows import windows
 from allotrope.hw.detect import detect
 from allotrope.models.model import open_model
 from allotrope.verify.original import oracle
+from tests.eval_kit import call
 from tests.schemas import fits, fits_kept
 from tests.verifying import Forge
 
@@ -35,12 +35,6 @@ NAMES = ("docsum", "pycoder", "tinychat", "tinygal", "tinygal-draft", "tinygpt2"
 def llama(forge: Forge) -> Path:
     """Built before anybody listens to what is printed."""
     return forge.built("llama")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
-    code = main(["eval", *map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out.splitlines()[-1]) if captured.out else {}, captured.err
 
 
 def network(name: str) -> Any:
@@ -221,6 +215,29 @@ def test_what_cannot_be_read_or_asked(
         path.write_bytes(content)
     code, found, err = call(capsys, llama, "--text", path, *options)
     assert code == 2 and not found and len(err.splitlines()) == 1 and said in err
+
+
+def test_a_run_over_another_text_does_not_replace_the_one_before(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for text in texts:
+        text.write_text("Diamond and graphite are the same element. " * 4)
+    kept = tmp_path / "kept"
+    for text, tokens in ((texts[0], 40), (texts[1], 40), (texts[0], 30), (texts[1], 40)):
+        assert call(capsys, llama, "--text", text, "--tokens", tokens, "-o", kept)[0] == 0
+    fits_kept("eval", kept)
+    whole = json.loads((kept / "eval.json").read_text())
+    runs = [whole, *whole["earlier"]]
+    assert [(Path(run["text"]["file"]).name, run["text"]["read"]) for run in runs] == [
+        ("two.txt", 40),
+        ("one.txt", 30),
+        ("one.txt", 40),
+    ]
+    assert all(run["samples"] and run["command"] and "earlier" not in run for run in runs[1:])
+    (kept / "eval.json").write_text(json.dumps(whole | {"engine_digest": "of another engine", "earlier": []}))
+    call(capsys, llama, "--text", texts[0], "-o", kept)
+    assert json.loads((kept / "eval.json").read_text())["earlier"] == []
 
 
 def test_nothing_to_evaluate(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

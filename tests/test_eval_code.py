@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from allotrope.build import build
-from allotrope.cli import main
 from allotrope.errors import UsageError
 from allotrope.eval import code, code_worker, executing, problems
 from allotrope.eval.executing import PASSED, Outcome, execute
+from tests.eval_kit import call
 from tests.schemas import fits, fits_kept
 from tests.verifying import Forge
 
@@ -43,12 +43,6 @@ def write(path: Path, *lines: object) -> Path:
 def llama(forge: Forge) -> Path:
     """Built before anybody listens to what is printed."""
     return forge.built("llama")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
-    status = main(["eval", *map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    return status, json.loads(captured.out.splitlines()[-1]) if captured.out else {}, captured.err
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -130,7 +130,7 @@ def test_a_gpus_steps_end_when_the_host_had_them_and_nvtx_hears_of_spans(run: Ru
     with spans.span("step"), spans.span("planning"):
         pass
     assert heard == ["step", "planning", "end", "end"]
-    inner, outer = spans.found
+    inner, outer = spans.found()
     assert (inner.depth, outer.depth) == (1, 0) and outer.begin <= inner.begin <= inner.end <= outer.end
     assert outer.own == pytest.approx(outer.end - outer.begin - (inner.end - inner.begin))
 

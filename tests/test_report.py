@@ -58,6 +58,11 @@ def test_the_page_is_whole(whole: str) -> None:
     assert page.all("html")[0]["lang"] == "en" and len(page.all("main")) == whole.count("</title><link") == 1
 
 
+def test_every_kept_evaluation_is_shown_the_newest_first(whole: str) -> None:
+    places = [whole.index(f"Over 8,190 tokens of {file}") for file in ("held_out.txt", "stories.txt")]
+    assert places == sorted(places) and whole.index("Code that runs") < places[1]
+
+
 def test_sections_stand_in_order(whole: str) -> None:
     found = re.findall(r"<h2[^>]*>(.*?)</h2>", whole)
     assert tuple(found) == SECTIONS
@@ -263,8 +268,8 @@ def test_a_large_engine_fits_a_page(tmp_path: Path) -> None:
     evidence = kit.manifest()["evidence"]
     evidence["choices"] = [{**evidence["choices"][0], "paths": [f"blocks.{i}.attn.qkv"]} for i in range(600)]
     kit.engine(folder, evidence={**evidence, "quantisation": narrow})
-    began = time.perf_counter()
+    began = time.process_time()  # others may be at work
     text = made(tmp_path, folder)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert len(text.encode()) < 6_000_000
     assert "with its samples, too much for a page: they are in the file itself" in kit.Page(text).text

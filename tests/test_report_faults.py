@@ -130,7 +130,7 @@ def test_what_people_read_fits_80_columns(tmp_path: Path, capsys: pytest.Capture
     folder = kit.full(tmp_path / "engine", {"verify": results.verify(verdict="degraded", passed=False)})
     code, out, _ = call(capsys, folder, "-o", tmp_path / "r.html")
     assert code == 0 and max(map(len, out.splitlines()[:-1])) <= 80
-    assert out.startswith("engine: degraded. Verification failed") and "opens in any browser" in out
+    assert out.startswith("engine: Verification failed (verdict: degraded") and "opens in any browser" in out
 
 
 def test_figures_in_words() -> None:

@@ -89,6 +89,7 @@ def test_what_it_needs_is_said(
     (tmp_path / "file").write_text("")
     asked = ["report", str(folder), "-o", str(tmp_path / "r.html"), "--markdown"]
     assert main([*asked, str(tmp_path / "file")]) == 2 and "is no folder" in capsys.readouterr().err
+    monkeypatch.setattr("resvg_py.svg_to_bytes", lambda *, svg_string, **_: svg_string.encode())  # with any font
     assert main([*asked, "/proc/none"]) == 2 and "cannot be written: " in capsys.readouterr().err
     monkeypatch.setattr("resvg_py.svg_to_bytes", lambda **_: b"blank")
     assert main([*asked, str(tmp_path / "md")]) == 2

@@ -21,7 +21,7 @@ HELP = (
     "functions completed greedily, in HumanEval's format; with --execute each is run\n"
     "against its test in a locked-down process, and pass@1 is the share that passes.\n"
     "Texts and prompts are read as they are, without a chat template. Kept in\n"
-    "eval.json; completions also in completions.jsonl."
+    "eval.json, one run for each text and setting; completions in completions.jsonl."
 )
 _TOKENS, _PROBLEMS, _OUTPUT, _BATCH = 4096, 20, 256, 8
 
@@ -197,12 +197,14 @@ def _keep(
     out: Output,
 ) -> None:
     """Keep figures and completions in the folder asked for, or in the engine's if that can be written."""
-    from allotrope.artifact import results
+    from allotrope.artifact import manifest, results
+    from allotrope.eval.earlier import KEY, earlier
 
     engine = sides.opened.engine
     folder = args.out or engine.path
+    before = earlier(folder / "eval.json", shown, manifest.digest(engine.path))
     try:
-        path = results.keep(folder, "eval", shown, engine, sides.device, args.command, samples)
+        path = results.keep(folder, "eval", {**shown, KEY: before}, engine, sides.device, args.command, samples)
         out.line(f"kept: {path}")
         if written is not None:
             out.line(f"completions: {written.keep(folder)}")

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _print(one: Account, out: Output) -> None:
     """The verdict, and what could not be read."""
-    out.sentence(f"{one.subject.name}: {one.standing.word}" + (f". {one.standing.alarm}" if one.standing.alarm else ""))
+    out.sentence(f"{one.subject.name}: {one.standing.alarm or one.standing.word}")
     for note in one.subject.notes:
         out.sentence(f"  {note}")
 

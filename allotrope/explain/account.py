@@ -109,6 +109,6 @@ def _phase(steps: Sequence[Stepped], plan: Plan, floors: Floors, known: bool, wa
 def _gaps(run: Run) -> dict[str, float]:
     """What the host did, by name: the time of each span that no other inside it had."""
     found: dict[str, float] = {}
-    for span in run.seen.spans.found:
+    for span in run.seen.spans.found():
         found[span.name] = found.get(span.name, 0.0) + span.own
     return found

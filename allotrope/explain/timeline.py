@@ -27,7 +27,7 @@ Event = dict[str, Any]
 def events(seen: Seen, plan: Plan, began: float) -> list[Event]:
     """All events, in microseconds after `began`."""
     found = [*_names(len(seen.lives))]
-    for span in seen.spans.found:
+    for span in seen.spans.found():
         found.append(_event(_HOST, _LOOP, span.name, span.begin - began, span.end - began))
     found += _steps(seen.steps, plan, began)
     for lane, life in enumerate(seen.lives.values(), start=1):

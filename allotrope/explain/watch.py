@@ -65,7 +65,7 @@ class Seen:
         """What came after the first so many requests, and when the next one was queued."""
         lives = dict(list(self.lives.items())[requests:])
         began = min(life.queued for life in lives.values())
-        spans = Spans(found=[span for span in self.spans.found if span.begin >= began])
+        spans = Spans(ended=[one for one in self.spans.ended if one[1] >= began])
         steps = [one for one in self.steps if one.launched[0] >= began]
         return Seen(spans, steps, lives, [one for one in self.pages if one[0] >= began]), began
 
@@ -77,31 +77,29 @@ class _Executor:
         self._executor, self._seen = executor, seen
 
     def launch(self, step: StepInput) -> Pending:
-        with self._seen.spans.span(LAUNCHING):
-            began = time.perf_counter()
-            pending = self._executor.launch(step)
-            ended = time.perf_counter()
+        spans = self._seen.spans
+        began = spans.begin(LAUNCHING)
+        pending = self._executor.launch(step)
+        ended = spans.end(LAUNCHING, began)
         stepped = Stepped(Step(step.starts, step.first, step.want, step.sample), (began, ended))
         self._seen.steps.append(stepped)
-        return _Pending(pending, stepped, self._seen)
+        return _Pending(pending, stepped, spans)
 
 
-@dataclass(frozen=True)
 class _Pending:
-    pending: Pending
-    stepped: Stepped
-    seen: Seen
+    __slots__ = ("_pending", "_spans", "_stepped")
+
+    def __init__(self, pending: Pending, stepped: Stepped, spans: Spans) -> None:
+        self._pending, self._stepped, self._spans = pending, stepped, spans
 
     @property
     def ready(self) -> bool:
-        return self.pending.ready
+        return self._pending.ready
 
     def wait(self) -> StepOutput:
-        with self.seen.spans.span(WAITING):
-            began = time.perf_counter()
-            output = self.pending.wait()
-            self.stepped.waited = (began, time.perf_counter())
-        one = self.stepped
+        began, one = self._spans.begin(WAITING), self._stepped
+        output = self._pending.wait()
+        one.waited = (began, self._spans.end(WAITING, began))
         one.busy_s, one.idle_s = output.busy_s, output.idle_s
         one.prepare_s, one.call_s = output.prepare_s, output.call_s
         return output
@@ -110,16 +108,20 @@ class _Pending:
 class _Scheduler:
     """A scheduler whose planning and committing are timed; all else is its own."""
 
-    def __init__(self, scheduler: Scheduler, seen: Seen) -> None:
-        self._scheduler, self._seen = scheduler, seen
+    def __init__(self, scheduler: Scheduler, spans: Spans) -> None:
+        self._scheduler, self._spans = scheduler, spans
 
     def plan_step(self) -> StepInput | None:
-        with self._seen.spans.span(PLANNING):
-            return self._scheduler.plan_step()
+        began = self._spans.begin(PLANNING)
+        step = self._scheduler.plan_step()
+        self._spans.end(PLANNING, began)
+        return step
 
     def commit(self, output: StepOutput) -> list[Request]:
-        with self._seen.spans.span(COMMITTING):
-            return self._scheduler.commit(output)
+        began = self._spans.begin(COMMITTING)
+        found = self._scheduler.commit(output)
+        self._spans.end(COMMITTING, began)
+        return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
@@ -138,7 +140,7 @@ class WatchedLoop(Loop):
         check_step: int = 1,
     ) -> None:
         """`executor`: what stands for the engine's own, which it hands its steps on to."""
-        scheduler = cast("Scheduler", _Scheduler(opened.loop.scheduler, seen))
+        scheduler = cast("Scheduler", _Scheduler(opened.loop.scheduler, seen.spans))
         watched = _Executor(executor or opened.executor, seen)
         looks = {"skip_step": skip_step, "check_step": check_step}
         super().__init__(watched, scheduler, opened.tokenizer, opened.limits, **looks)
@@ -152,20 +154,23 @@ class WatchedLoop(Loop):
 
     def step(self) -> list[Generation]:
         """One step of the loop, and what is seen after it."""
-        spans, began = self._seen.spans, time.perf_counter()
-        with spans.span(LOOPING):
-            changed = super().step()
-        with spans.span(NOTING):
-            self._note(began, changed)
+        spans = self._seen.spans
+        began = spans.begin(LOOPING)
+        changed = super().step()
+        spans.end(LOOPING, began)
+        noting = spans.begin(NOTING)
+        self._note(began, noting, changed)
+        spans.end(NOTING, noting)
         return changed
 
     def _take(self, changed: dict[Generation, None]) -> None:
-        with self._seen.spans.span(TAKING):
-            super()._take(changed)
+        began = self._seen.spans.begin(TAKING)
+        super()._take(changed)
+        self._seen.spans.end(TAKING, began)
 
-    def _note(self, began: float, changed: Sequence[Generation]) -> None:
+    def _note(self, began: float, now: float, changed: Sequence[Generation]) -> None:
         """Who has begun, has a first token, has ended; and the pages in use."""
-        now, seen = time.perf_counter(), self._seen
+        seen = self._seen
         answered = [request for generation in changed for request in generation.requests]
         for request in (*self.scheduler.running, *answered):
             life = seen.lives.get(request)
@@ -176,4 +181,4 @@ class WatchedLoop(Loop):
                 life.first = now
             if life.ended is None and request.finish_reason is not None:
                 life.ended, life.reason = now, request.finish_reason
-        seen.pages.append((now, self.scheduler.metrics().pages_used))
+        seen.pages.append((now, self.scheduler.pages_used))

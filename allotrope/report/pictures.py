@@ -54,5 +54,5 @@ def draw(plot: Plot, path: Path) -> None:
 def style() -> str:
     """The plots' style with the page's light colours in place of their names."""
     root = re.search(r":root \{(.*?)\}", asset("style.css"), re.DOTALL)
-    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", root[1])) if root else {}
+    colours = dict(re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]+), #[0-9a-f]+\);", root[1])) if root else {}
     return re.sub(r"var\(--([a-z-]+)\)", lambda found: colours[found[1]], asset("plots.css"))

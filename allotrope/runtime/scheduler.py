@@ -80,6 +80,11 @@ class Scheduler:
         """Whether to commit a step before planning another: somebody needs its tokens, or pages that only then move."""
         return bool(self._flight) and (self._short or any(draft.waits for draft in self._flight))
 
+    @property
+    def pages_used(self) -> int:
+        """KV pages that requests hold now."""
+        return self._holdings.pool.used
+
     def metrics(self) -> Metrics:
         """The counters now."""
         pool = self._holdings.pool

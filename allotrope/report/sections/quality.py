@@ -110,16 +110,18 @@ def distances(subject: Subject) -> Section:
     found = subject.results.get("eval")
     if found is None:
         return Section("eval", "Over a text", missing=f"allotrope eval {subject.folder} --text FILE")
-    came = source(subject, found)
     blocks: list[Block] = []
-    if found.at("perplexity") is not None:
-        blocks += _perplexity(found, came)
-    if found.at("code") is not None:
-        blocks += _code(found, came)
+    for number, run in enumerate((found, *found.each("earlier")), start=1):
+        came, which = source(subject, run), f" ({number})" * (number > 1)
+        if run.at("perplexity") is not None:
+            blocks += _perplexity(run, came, which)
+        if run.at("code") is not None:
+            blocks += _code(run, came, which)
     return Section("eval", "Over a text", tuple(blocks or [Paragraph(("It holds no figure.",), WARN)]))
 
 
-def _perplexity(found: Value, came: Source) -> list[Block]:
+def _perplexity(found: Value, came: Source, which: str) -> list[Block]:
+    """`which` tells one run's tables from another's."""
     ratio, (low, high) = found.number("perplexity_ratio"), _interval(found, "perplexity_ratio_interval")
     read = found.at("text")
     where = f"{figures.count(read.number('scored'))} tokens of {read.words('file')}" if read is not None else "a text"
@@ -130,7 +132,7 @@ def _perplexity(found: Value, came: Source) -> list[Block]:
     for name, key in pairs:
         ours, theirs = found.number(key), found.number(f"original_{key}")
         rows.append((text(name), cell(_fine(ours), ours), cell(_fine(theirs), theirs)))
-    both = Table("Perplexity", columns("measure", "engine", "original"), tuple(rows), came)
+    both = Table(f"Perplexity{which}", columns("measure", "engine", "original"), tuple(rows), came)
     apart = []
     kl = found.at("kl")
     for word in ("mean", "median", "p99", "max") if kl is not None else ():
@@ -142,11 +144,11 @@ def _perplexity(found: Value, came: Source) -> list[Block]:
         mean, rms = change.number("mean"), change.number("rms")
         apart.append((text("change of the right token's probability, mean"), cell(figures.signed(mean), mean)))
         apart.append((text("change of the right token's probability, RMS"), cell(figures.number(rms), rms)))
-    distance = Table("Distance from the original", columns("measure", "engine"), tuple(apart), came)
+    distance = Table(f"Distance from the original{which}", columns("measure", "engine"), tuple(apart), came)
     return [Paragraph((told,)), both, distance]
 
 
-def _code(found: Value, came: Source) -> list[Block]:
+def _code(found: Value, came: Source, which: str) -> list[Block]:
     code = found.need("code")
     problems, same = code.number("problems"), code.number("same_completions")
     told = f"{figures.count(problems)} functions of {code.words('file')} completed greedily; {figures.count(same)} "
@@ -169,7 +171,7 @@ def _code(found: Value, came: Source) -> list[Block]:
         cell(between, low),
     )
     head = columns("measure", "engine", "original", "difference", "95 % interval")
-    return [Table("Code that runs", head, (row,), came, note=told)]
+    return [Table(f"Code that runs{which}", head, (row,), came, note=told)]
 
 
 def _ratio(value: float | None) -> str:
