@@ -71,8 +71,12 @@ def test_the_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert ours.samefile(same) and not ours.samefile(next(Path(rows["with weights=int8"]["engine"]).glob("weights/*")))
     assert all(rows[name]["same_tokens"] == 1 for name in ("all on, again", "without late-stop"))
     # what cannot be is a row with its reason, and the rest is kept
-    assert "a cpu has none" in rows["without residual"]["reason"]
-    assert rows["without step"]["reason"].startswith("no step is captured")
+    if native.why_not() is None:
+        assert rows["without residual"]["reason"] is None and rows["without residual"]["removed"] == ["residual"]
+        assert rows["without step"]["reason"] is None and rows["without step"]["engine"] == rows["all on"]["engine"]
+    else:
+        assert "a cpu has none" in rows["without residual"]["reason"]
+        assert rows["without step"]["reason"].startswith("no step is captured")
     assert "nothing was timed" in rows["without tuning"]["reason"]
     assert "group size is 32; it must divide the width" in rows["with weights=int4"]["reason"]
     assert {one["what"] for one in found["interactions"]} >= {"each part alone", "each part off"}
@@ -99,7 +103,7 @@ def test_a_part_that_slows_things_down_is_found(
     usual = via_torch.TACTICS[-1]
 
     def slowly(*given: Any) -> Any:
-        time.sleep(2e-3)
+        time.sleep(10e-3)
         return usual.run(*given)
 
     dud = dataclasses.replace(usual, name="torch_dud", run=slowly)

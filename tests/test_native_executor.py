@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from allotrope import native
 from allotrope.api import LLM
+from allotrope.artifact.engine import open_engine
 from allotrope.build import build
+from allotrope.cli import main
 from allotrope.errors import EngineError, UsageError
+from allotrope.ops import registry
+from allotrope.ops.native import NativeTactic
 from allotrope.runtime.request import new_request
 from allotrope.runtime.sampling_params import SamplingParams
 from allotrope.runtime.step import WANT_ALL
@@ -143,7 +150,7 @@ def test_native_and_eager_give_the_same(folder: Path) -> None:
 
 
 def test_what_cannot_be_native_is_said(folder: Path, tmp_path: Path) -> None:
-    built = build(shape(tmp_path, SPOKEN), tmp_path / "t", device="cpu", tune="off", threads=1)
+    built = build(shape(tmp_path, SPOKEN), tmp_path / "t", device="cpu", tune="off", threads=1, executor="eager")
     evidence = built.manifest.evidence["executor"]
     assert (evidence["kind"], evidence["not_native"]) == ("eager", "built for the eager executor")
     with pytest.raises(UsageError, match=r"executor is 'native', but .* is computed by torch\S*, which is not"):
@@ -152,6 +159,53 @@ def test_what_cannot_be_native_is_said(folder: Path, tmp_path: Path) -> None:
         build(shape(tmp_path, SPOKEN), tmp_path / "u", device="cpu", tune="off", executor="native", without="native")
     with pytest.raises(EngineError, match="is not the native core's"):
         native_executor(MemoryEngine(plan_of(LLAMA), random_weights(LLAMA)))
+
+
+def test_the_core_is_the_default_where_it_computes_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the plan is torch's alone: two teams of threads would take the same cores. The build says which, and why."""
+    source = shape(tmp_path, SPOKEN)
+
+    def built(*options: str) -> tuple[Any, str]:
+        given = ["build", source, "-o", str(tmp_path / "d"), "--device", "cpu", "--tune", "off", "--json", *options]
+        assert main(given) == 0
+        captured = capsys.readouterr()
+        evidence = json.loads(captured.out)["executor"]
+        tactics = {name for call in open_engine(tmp_path / "d").manifest.plan.calls for _, name in call.tactics}
+        assert any("native" in name for name in tactics) == all("native" in name for name in tactics)
+        assert all("native" in name for name in tactics) == (evidence["kind"] == "native")
+        return evidence, " ".join(captured.err.split())
+
+    evidence, told = built()
+    assert (evidence["kind"], evidence["not_native"]) == ("native", None) and "executor: native " in told
+    evidence, told = built("--dtype", "bf16")
+    why = "embed: the native core computes in fp32, not in bf16"
+    assert (evidence["kind"], evidence["not_native"]) == (
+        "eager",
+        why,
+    ) and f"executor: eager (not native: {why})" in told
+    evidence, _ = built("--executor", "eager")
+    assert (evidence["wanted"], evidence["kind"]) == ("eager", "eager")
+    monkeypatch.setattr(native, "why_not", lambda *kernels: "there is no native core: it is not built")
+    evidence, told = built()
+    assert (
+        evidence["wanted"] == "eager"
+        and "executor: eager (not native: there is no native core: it is not built)" in told
+    )
+
+
+def test_one_call_in_the_way_leaves_none_native(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = replace(registry.tactic("embed", "native"), refuses=lambda problem: "it is too late for this")
+    tactics, tabled = registry.tactics, ("embed", "embed_stored", "embed_codes")
+    named = {op: tuple(t for t in tactics(op) if not isinstance(t, NativeTactic)) for op in tabled}
+    monkeypatch.setattr(registry, "tactics", lambda op: (*named[op], refusing) if op in named else tactics(op))
+    built = build(shape(tmp_path, SPOKEN), tmp_path / "e", device="cpu", tune="off", threads=1)
+    evidence = built.manifest.evidence
+    assert evidence["executor"]["not_native"] == "embed: it is too late for this"
+    assert not any("native" in name for call in built.manifest.plan.calls for _, name in call.tactics)
+    refused = [r for choice in evidence["choices"] for b in choice["buckets"] for r in b["refused"]]
+    assert {"tactic": "native", "reason": "the native core does not compute the whole step"} in refused
 
 
 def test_room_grows_with_the_step() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from allotrope import native
+from allotrope.build.pieces import multiples
 from allotrope.hw.detect import detect
 from allotrope.ops import check, poison, registry
 from allotrope.ops.contract import Problem
@@ -229,6 +230,11 @@ def test_what_is_packed_comes_back(packing: str, parts: list[tuple[int, int]]) -
         back = one.unpack(packed, parts)
         assert all(np.array_equal(a, b) for a, b in zip(given, back, strict=True))
         assert np.sum(packed != 0) == sum(np.prod(shape) for shape in parts)  # and what fills it up is zero
+        for size in (1, 3, 16, 20):  # and in pieces, as a builder packs and who runs the references unpacks
+            rows = np.concatenate(given)
+            pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+            made = np.concatenate([one.pack([piece]) for piece in multiples(iter(pieces), one.piece)])
+            assert np.array_equal(made, packed)
 
 
 def test_the_native_tactics_are_there_without_torch() -> None:

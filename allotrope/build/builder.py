@@ -121,6 +121,8 @@ def build(
         with kernels.made_by(compiling.make):
             found = {} if checked is None else checked
             selection, tuned = _select(lowered, options, device, threads, progress, found)
+        if asked == "auto" and device.kind == "cpu" and (none := native.why_not()):
+            selection = replace(selection, not_native=none)
         if asked == "native" and selection.not_native:
             problem = f"executor is 'native', but the native core cannot compute it all: {selection.not_native}"
             raise UsageError(problem, where="build", remedy="leave the executor at auto")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from os import PathLike, fspath
 from typing import Any
 
+from allotrope import native
 from allotrope.build.fuse import FUSIONS
 from allotrope.errors import UsageError
 from allotrope.ops.kv_rows import NARROW
@@ -39,7 +40,7 @@ class BuildOptions:
     threads: int | None = None
     allow_pickle: bool = False
     allow_nan: bool = False
-    executor: str = "auto"  # what the engine is to run on: graph on a GPU, eager on a CPU
+    executor: str = "auto"  # what the engine is to run on: graph on a GPU; on a CPU native where there is a core
     weights: str | None = None  # format of the blocks' linear layers; None: the compute dtype
     group_size: int | None = None  # weights that share a scale; None: int4's 32, otherwise a row
     asymmetric: bool = False  # int4 with zeros
@@ -112,7 +113,10 @@ class BuildOptions:
 
     def settled(self, kind: str) -> BuildOptions:
         """With what follows from the kind of device."""
-        return replace(self, executor="graph" if kind == "cuda" else "eager") if self.executor == "auto" else self
+        if self.executor != "auto":
+            return self
+        on_cpu = "native" if native.why_not() is None else "eager"
+        return replace(self, executor="graph" if kind == "cuda" else on_cpu)
 
     def to_json(self) -> Mapping[str, Any]:
         """As kept in the engine."""

@@ -32,15 +32,12 @@ class Packer:
     narrowed: Narrowed
 
     def __call__(self, name: str) -> Iterable[RawArray]:
-        """Packed weight `name`, in order. Only a packing that is not `rows` holds the whole weight in memory."""
+        """Packed weight `name`, in order. Only a packing that cannot be made in pieces holds all of it in memory."""
         weight = self.plan.weights[name]
-        dtype = stored_dtype(self.plan, weight)
-        if weight.packing == "rows":
-            for slot, _ in weight.parts:
-                yield from self._cast(slot, dtype)
-        else:
-            parts = [np.concatenate(list(self._cast(slot, dtype))) for slot, _ in weight.parts]
-            yield PACKINGS[weight.packing].pack(parts)
+        packing, dtype = PACKINGS[weight.packing], stored_dtype(self.plan, weight)
+        pieces = (piece for slot, _ in weight.parts for piece in self._cast(slot, dtype))
+        for rows in multiples(pieces, packing.piece) if packing.piece else [np.concatenate(list(pieces))]:
+            yield packing.pack([rows])
 
     def _cast(self, slot: str, dtype: str) -> Iterator[RawArray]:
         """A slot's rows in `dtype`, from what was quantised or from the checkpoint."""
@@ -50,6 +47,19 @@ class Packer:
         stored = self.model.checkpoint.tensors[self.model.sources[slot].name].dtype
         for piece in rows_of(self.model, slot):
             yield cast(piece, stored, dtype)
+
+
+def multiples(pieces: Iterable[RawArray], rows: int) -> Iterator[RawArray]:
+    """The same rows in pieces of multiples of `rows`; only the last may be of another size."""
+    left: RawArray | None = None
+    for piece in pieces:
+        held = piece if left is None else np.concatenate((left, piece))
+        full = len(held) - len(held) % rows
+        if full:
+            yield held[:full]
+        left = held[full:] if full < len(held) else None
+    if left is not None:
+        yield left
 
 
 def _as(dtype: str, made: RawArray) -> RawArray:

@@ -81,7 +81,8 @@ def select(
                 known[task.key] = attempt(task)
         while True:
             found = [(task, known[task.key]) for task in wanted]
-            best = native.lines(found, options, _best_lines) or _best_lines(found, options)
+            best = native.lines(found, options, _best_lines)
+            best = best or _best_lines(native.apart(found, options), options)
             false = {task.key: why for task, _, line in best.values() if (why := refuted(task, line))}
             if not false:
                 return best

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.build import build
-from allotrope.build.options import DTYPES, PLANS, TUNE, BuildOptions
+from allotrope.build.options import DTYPES, EXECUTORS, PLANS, TUNE, BuildOptions
 from allotrope.commands.formats import add_formats, print_errors
 from allotrope.commands.output import Output, time_text
 from allotrope.ops.kv_rows import COMPUTE
@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("checkpoint", metavar="CKPT", help="a folder in Hugging Face layout, or random:SHAPE")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the engine folder to write (or replace)")
+    parser.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default="auto",
+        help="what it is to run on (auto: on a CPU native where the core computes all, on a GPU graph)",
+    )
     add_build_options(parser)
 
 
@@ -84,11 +90,14 @@ def engine_folder(args: argparse.Namespace, out: Output, running: tuple[str, ...
 def run(args: argparse.Namespace, out: Output) -> int:
     """Build and print."""
     built = build(args.checkpoint, args.out, progress=out.progress, said=out.sentence, **build_options(args))
-    evidence = built.manifest.evidence
+    evidence, kind = built.manifest.evidence, built.manifest.device["kind"]
     print_errors(evidence["quantisation"], out)
     choices: list[Mapping[str, Any]] = evidence["choices"]
     if choices:
         _print_choices(choices, out)
+    executor = evidence["executor"]
+    told = f" (not native: {executor['not_native']})" if kind == "cpu" and executor["not_native"] else ""
+    out.sentence(f"executor: {executor['kind']}{told}")
     for name, reason in evidence["fusions"].items():
         out.sentence(f"fusion {name}: {reason}")
     varying = evidence["batch_variance"]["calls_without_row_class"]
@@ -114,6 +123,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "choices": choices,
             "quantisation": evidence["quantisation"],
             "peak_memory_bytes": built.peak_memory_bytes,
+            "executor": executor,
             "fusions": evidence["fusions"],
             "batch_variance": evidence["batch_variance"],
             "whole_model": whole,

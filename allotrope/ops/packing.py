@@ -25,6 +25,9 @@ class Packing:
     pack: Callable[[Sequence[RawArray]], RawArray]
     unpack: Callable[[RawArray, Sequence[tuple[int, ...]]], list[RawArray]]
     shape: Callable[[Sequence[tuple[int, ...]]], tuple[int, ...]]
+    piece: int = (
+        0  # so many rows, and any multiple, can be packed by themselves, one after the other; 0: only all at once
+    )
     copies: bool = False  # whether `unpack` makes new arrays; otherwise it gives views
 
 
@@ -99,7 +102,7 @@ PACKINGS = {
     packing.name: packing
     for packing in (
         # the checkpoint's own layout, [out, in] for matrices; parts one under the other
-        Packing("rows", _pack_rows, _split_rows, _stacked),
+        Packing("rows", _pack_rows, _split_rows, _stacked, piece=1),
         # transposed, [in, out]; parts side by side
         Packing(
             "cols",
@@ -108,8 +111,8 @@ PACKINGS = {
             lambda shapes: _stacked(shapes)[::-1],
         ),
         # sixteen outputs side by side, [out/16, in, 16]; filled up with zeros
-        Packing("panels", _into_panels, _out_of_panels, _panels, copies=True),
+        Packing("panels", _into_panels, _out_of_panels, _panels, piece=PANEL, copies=True),
         # bytes, four of each of sixteen outputs side by side, [out/16, in/4, 16, 4]; filled up with zeros
-        Packing("quads", _into_quads, _out_of_quads, _quads, copies=True),
+        Packing("quads", _into_quads, _out_of_quads, _quads, piece=PANEL, copies=True),
     )
 }

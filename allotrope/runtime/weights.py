@@ -16,6 +16,8 @@ from allotrope.runtime.transfer import to_gpu
 if TYPE_CHECKING:
     import torch
 
+_PIECE = 4 << 20  # bytes of a packed weight that are unpacked at a time
+
 
 class Described(Protocol):
     """A manifest, as far as running goes."""
@@ -62,8 +64,7 @@ class Arrays:
     def canonical(self, name: str) -> Any:
         """A stored weight, all its parts, as a view in the checkpoint's own layout ([out, in] for matrices)."""
         weight = self._stored[name]
-        whole = _stacked(weight)
-        return self._view(name, PACKINGS[weight.packing].unpack(self._engine.array(name), [whole])[0])
+        return self._view(name, self._unpacked(name, [_stacked(weight)])[0])
 
     def part(self, slot: str) -> Any:
         """One slot of the recipe, wherever it is packed, as a view in the checkpoint's own layout."""
@@ -72,8 +73,7 @@ class Arrays:
         name = self._holder[slot]
         weight = self._stored[name]
         slots, shapes = [part for part, _ in weight.parts], [shape for _, shape in weight.parts]
-        unpacked = PACKINGS[weight.packing].unpack(self._engine.array(name), shapes)
-        return self._view(name, unpacked[slots.index(slot)])
+        return self._view(name, self._unpacked(name, shapes)[slots.index(slot)])
 
     def get(self, name: str, weight: Weight, packing: str) -> Any:
         """`weight` of a plan, which need not be the engine's own, for a tactic that reads `packing`."""
@@ -96,6 +96,19 @@ class Arrays:
         if stored is None or stored.parts != weight.parts:
             stored = self._stored.get(self._holder.get(weight.parts[0][0], ""))
         return stored is not None and stored.packing != packing and PACKINGS[stored.packing].copies
+
+    def _unpacked(self, name: str, shapes: list[tuple[int, ...]]) -> list[npt.NDArray[Any]]:
+        """The parts of a weight. One that must be copied is let go of meanwhile: nothing is in memory twice."""
+        packing, packed = PACKINGS[self._stored[name].packing], self._engine.array(name)
+        if not packing.copies:
+            return packing.unpack(packed, shapes)
+        rows, *width = PACKINGS["rows"].shape(shapes)
+        whole, step = np.empty((rows, *width), packed.dtype), max(1, _PIECE // packed[0].nbytes)
+        for start in range(0, len(packed), step):
+            first, last = start * packing.piece, min((start + step) * packing.piece, rows)
+            whole[first:last] = packing.unpack(packed[start : start + step], [(last - first, *width)])[0]
+            self._engine.forget()
+        return PACKINGS["rows"].unpack(whole, shapes)
 
     def _view(self, name: str, unpacked: npt.NDArray[Any]) -> Any:
         return unpacked
