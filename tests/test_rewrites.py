@@ -15,11 +15,13 @@ from allotrope.artifact.plan import Buffer, Plan
 from allotrope.build import build, fuse
 from allotrope.build.stage import Stage
 from allotrope.models.lower import lower
+from allotrope.models.recipe import Recipe
 from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.tactic import REFERENCE
 from allotrope.runtime.eager import EagerExecutor
 from allotrope.runtime.step import WANT_ALL, StepInput
+from allotrope.verify.drive import block_ends
 from allotrope.verify.session import Question, verify
 from tests.engines import GPT, LLAMA, MemoryEngine, random_weights
 from tests.test_eager import one_step
@@ -64,10 +66,30 @@ def test_every_family_computes_the_same(kind: str, forge: Forge) -> None:
     ungated = any(call.op == "activation" for call in plain.calls)
     assert ("activated" in plan.fusions) == ungated and not any(call.op == "activation" for call in plan.calls)
     assert len(plan.buffers) < len(plain.buffers) + 2
+    assert list(block_ends(plan)) == list(block_ends(plain)) == list(block_ends(normed))
     assert torch.equal(logits(engine, plan), logits(engine, plain))
     assert Plan.from_json(plan.to_json()) == plan
     for made in (plan, normed):
         check_flow(made, sound)
+
+
+@pytest.mark.parametrize("recipe", [LLAMA, GPT], ids=["llama", "gpt"])
+def test_a_blocks_end_is_where_its_result_lies(recipe: Recipe) -> None:
+    """In place, and where one way down alone is joint with its sum: then the stream ends in another buffer."""
+    plain = lower(recipe)
+    coded = [call.path for call in plain.calls if call.op == "linear" and call.path != "blocks.0.mlp.down"]
+    calls = (replace(call, op="linear_codes") if call.path in coded else call for call in plain.calls)
+    mixed, embedding = replace(plain, calls=tuple(calls)), "embed.positions" if recipe.positions else "embed"
+    for plan in (plain, fused(plain), fused(plain, without=("residual",)), fused(mixed)):
+        found = block_ends(plan)
+        assert {block: path for block, (path, _) in found.items()} == {
+            "embed": embedding,
+            "blocks.0": "blocks.0.mlp.add",
+            "blocks.1": "blocks.1.mlp.add",
+        }
+        assert {operand for _, operand in found.values()} == {"out"}
+    down = next(call for call in fused(mixed).calls if call.path == "blocks.0.mlp.add")
+    assert down.op == "linear_add" and down.outs["out"] != f"b:{plain.hidden}"
 
 
 def test_torchs_own_tactics_in_the_fused_plan() -> None:

@@ -17,7 +17,10 @@ import torch
 from allotrope.artifact.plan import Call, Plan
 from allotrope.hw.device import Device
 from allotrope.runtime.eager import EagerExecutor
+from allotrope.runtime.native import NativeExecutor
+from allotrope.runtime.program import unserved
 from allotrope.runtime.step import WANT_ALL, WANT_LAST, StepInput, StepOutput
+from allotrope.verify.places import block_of, norm_behind
 
 PAGE_SIZE = 16
 Index = torch.Tensor
@@ -39,23 +42,21 @@ class Chunk:
 
 
 class Driver:
-    """One engine's executor, with room for `sequences` of at most `longest` tokens."""
+    """One engine's executor, with room for `sequences` of at most `longest` tokens.
+
+    What is tapped runs call by call. Whatever is not runs as the engine does: natively, where the core computes all.
+    """
 
     def __init__(
         self, engine: Any, device: Device, *, sequences: int, longest: int, tokens: int, plan: Plan | None = None
     ) -> None:
         self._per_row = -(-longest // PAGE_SIZE)
         pages = sequences * self._per_row
-        self._executor = EagerExecutor(
-            engine,
-            device=device,
-            pages=pages,
-            page_size=PAGE_SIZE,
-            plan=plan,
-            max_tokens=tokens,
-            max_requests=sequences,
-            poison=True,
-        )
+        room: dict[str, Any] = {"pages": pages, "page_size": PAGE_SIZE, "max_tokens": tokens}
+        room |= {"max_requests": sequences, "plan": plan, "poison": True}
+        self._tapped = EagerExecutor(engine, device=device, **room)
+        native = device.kind == "cpu" and unserved(plan or engine.manifest.plan) is None
+        self._executor = NativeExecutor(engine, device=device, **room) if native else self._tapped
         self._device = device.torch_name
         self.cache_rows = torch.empty(0, dtype=torch.int64)  # of the step that runs, for whoever taps it
         self._order = np.random.default_rng(0).permutation(pages).astype(np.int32).reshape(sequences, self._per_row)
@@ -72,7 +73,7 @@ class Driver:
             rows = np.concatenate([np.arange(chunk.start, chunk.stop) + offsets[chunk.row] for chunk in chunks])
             index = torch.from_numpy(rows).to(self._device)
             tap = None if visit is None else _with_index(visit, index)
-            logits = self._step(sequences, chunks, want=WANT_ALL, tap=tap).logits
+            logits = torch.as_tensor(self._step(sequences, chunks, want=WANT_ALL, tap=tap).logits)
             if found is None:
                 found = torch.empty(int(offsets[-1]), logits.shape[1], dtype=logits.dtype, device=logits.device)
             found[index] = logits
@@ -108,7 +109,7 @@ class Driver:
                 if not out.finite[place]:
                     wanted[part.row] = 0
                 elif part.stop == len(known[part.row]):
-                    heard(part.row, out.logits[place])
+                    heard(part.row, torch.as_tensor(out.logits[place]))
                     texts[part.row].append(int(out.tokens[place]))
         return texts
 
@@ -143,7 +144,7 @@ class Driver:
             candidates=np.zeros(count, np.int32),
             page_copies=np.zeros((0, 2), np.int32),
         )
-        return self._executor.run(step) if tap is None else self._executor.run(step, tap)
+        return self._executor.run(step) if tap is None else self._tapped.run(step, tap)
 
     def _rows_of(self, chunk: Chunk) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Where in a cache's rows, pages one after the other, a chunk's tokens lie."""
@@ -157,11 +158,26 @@ def _with_index(visit: Visit, index: Index) -> Callable[[Call, dict[str, Any]], 
     return lambda call, outs: visit(call, outs, index)
 
 
-def block_ends(plan: Plan) -> dict[str, str]:
-    """For each block the path of the call after which the residual stream holds its result."""
-    ends = {}
+def block_ends(plan: Plan) -> dict[str, tuple[str, str]]:
+    """For each block, the embedding too: the path and operand of the call that gives its result.
+
+    That is what a later block reads, wherever it lies: in a plan that adds in place, the stream moves among buffers.
+    """
+    wrote: dict[str, tuple[str, int, str]] = {}  # by slot: the block, which call, and its operand
+    last: dict[str, tuple[int, str]] = {}
+    place = {call.path: i for i, call in enumerate(plan.calls)}
     for name, calls in plan.blocks():
         for call in calls:
-            if f"b:{plan.hidden}" in call.outs.values():
-                ends[name] = call.path
-    return ends
+            for block, at, operand in (wrote[slot] for slot in call.ins.values() if slot in wrote):
+                if block != name:
+                    last[block] = max(last.get(block, (-1, "")), (at, operand))
+            wrote |= {slot: (name, place[call.path], operand) for operand, slot in call.outs.items()}
+    return {block: (plan.calls[at].path, _result(plan.calls[at], op, block)) for block, (at, op) in last.items()}
+
+
+def _result(call: Call, operand: str, block: str) -> str:
+    """Of a call that adds and norms: the sum, unless its norm is the block's own."""
+    if call.op != "add_norm":
+        return operand
+    norm = norm_behind(call)
+    return "normed" if norm is not None and block_of(norm) == block else "out"

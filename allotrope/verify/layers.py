@@ -69,13 +69,13 @@ def _record_blocks(
     driver: Driver, plan: Plan, sequences: Sequences, given: Mapping[str, torch.Tensor], quantisers: Quantisers
 ) -> Taken:
     """The residual stream after each block, and the logits; `given` replaces it before the next block runs."""
-    ends = {path: block for block, path in block_ends(plan).items()}
+    ends = {path: (block, result) for block, (path, result) in block_ends(plan).items()}
     taken: Taken = {}
 
     def visit(call: Call, outs: Mapping[str, torch.Tensor], index: torch.Tensor) -> Others:
-        block, again = ends.get(call.path), None
-        if block is not None:
-            result = next(operand for operand, slot in call.outs.items() if slot == f"b:{plan.hidden}")
+        again = None
+        if call.path in ends:
+            block, result = ends[call.path]
             stream = outs[result]
             _take(taken, block, stream, index, sequences)
             if block in given:
@@ -89,7 +89,7 @@ def _record_blocks(
         return again
 
     logits = driver.walk(sequences, visit)
-    return {block: taken[block] for block in ends.values()} | {HEAD: logits}
+    return {block: taken[block] for block, _ in ends.values()} | {HEAD: logits}
 
 
 def walk_ops(
