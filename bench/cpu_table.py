@@ -24,15 +24,14 @@ RESULTS = Path(__file__).parent / "results" / "cpu-table.jsonl"
 SHAPES = ("llama-15m", "galactica-125m", "gpt2-350m", "decicoder-1b")
 PRECISIONS = ("8", "4", "16", "fp32")
 PEERS = "llama.cpp,ctranslate2,openvino,onnxruntime,hf"
-OWN = {"galactica-125m": "fp16", "gpt2-350m": "fp16", "decicoder-1b": "bf16", "llama-15m": "bf16"}  # of 16 bits
-UNTIED = {"decicoder-1b"}  # whose head has a weight of its own; the others' is the embedding's, which stays wide
+NEAREST = ("--method", "nearest", "--without", "smooth")  # random weights: there is nothing to calibrate for
+CODED = ("--activations", "int8", "--head", "int8", *NEAREST)
 BUILD = {
     "fp32": (),
-    "16": ("--weights", "{own}"),
-    "8": ("--weights", "int8", "--activations", "int8", "--method", "nearest"),
-    "4": ("--weights", "int4", "--method", "nearest"),
+    "16": ("--weights", "fp16", "--dtype", "fp32", "--head", "fp16"),
+    "8": ("--weights", "int8", *CODED),
+    "4": ("--weights", "int4", "--group-size", "128", *CODED),
 }
-HEAD = {"16": "{own}", "8": "int8", "4": "int8"}
 DECODE, PREFILL, MANY = (1, 64, 64), (1, 512, 1), (8, 64, 32)
 CELLS = tuple(f"{batch}:{into},{out}" for batch, into, out in (DECODE, PREFILL, MANY))
 
@@ -76,8 +75,7 @@ def finished(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
     """One shape in one precision through the command line; whether that went well."""
     kept = args.work / f"{shape}-{precision}"
-    head = ("--keep", f"head={HEAD[precision]}") if shape in UNTIED and precision in HEAD else ()
-    options = [word.format(own=OWN.get(shape, "bf16")) for word in (*BUILD[precision], *head)] + args.build.split()
+    options = [*BUILD[precision], *args.build.split()]
     command = [sys.executable, "-m", "allotrope", "bench", f"random:{shape}", *options, "--cell", *CELLS]
     command += ["--against", args.against, "--peer-format", precision, "--repeat", str(args.repeat), "-o", str(kept)]
     for name in ("peers", "cache_dir", "threads"):

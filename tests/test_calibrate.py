@@ -243,6 +243,27 @@ def test_a_model_without_a_tokenizer_cannot_read_the_text(tmp_path: Path) -> Non
     assert built.manifest.evidence["quantisation"]["method"] == "nearest"
 
 
+@pytest.mark.parametrize(("without", "sees"), (((), True), (("smooth",), False)))
+def test_what_nothing_asks_for_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...], sees: bool
+) -> None:
+    """Rounded to nearest and not smoothed, eight-bit activations need no calibration; smoothing needs it."""
+    counted, add = list[str](), Seen.add
+
+    def noted(self: Seen, wide: torch.Tensor, narrow: torch.Tensor) -> None:
+        counted.append(self.gram.path)
+        add(self, wide, narrow)
+
+    monkeypatch.setattr(Seen, "add", noted)
+    asked = {**QUICK, "weights": "int8", "activations": "int8", "method": "nearest", "without": without}
+    built = build(str(BUNDLED / "tinygpt2"), tmp_path / "engine", **asked, calibration_tokens=512 if sees else None)
+    assert bool(counted) == sees
+    assert ("calibration" in built.manifest.evidence["quantisation"]) == sees
+    assert {call.params.get("activations") for call in built.manifest.plan.calls if call.op == "linear_codes"} == {
+        "int8"
+    }
+
+
 def test_nan_on_the_way_is_refused() -> None:
     seen, rows = Seen(4, "blocks.0.attn.q", "cpu"), torch.ones(3, 4)
     with pytest.raises(NumericalError, match="its inputs hold NaN or infinity"):

@@ -42,7 +42,7 @@ class Narrowing:
         self._kept: Path | None = None
 
     def __call__(self, model: Model, plan: Plan, chosen: Policy, readable: bool) -> Narrowed:
-        """By the policy; on calibration tokens where its method, activations or --max-kl ask for them.
+        """By the policy; on calibration tokens where its method, smoothing or --max-kl ask for them.
 
         Without a tokenizer nothing can be read (`readable`): what was left to us is then rounded to nearest.
         """
@@ -80,8 +80,8 @@ class Narrowing:
         return self._streamed(source, chosen, found, plan)
 
     def _calibrated(self, chosen: Policy) -> bool:
-        asked = chosen.activations is not None or self._options.max_kl is not None
-        return asked or chosen.method in ("gptq", "awq")
+        smoothed = chosen.activations is not None and SMOOTH not in self._options.without
+        return smoothed or self._options.max_kl is not None or chosen.method in ("gptq", "awq")
 
     def _streamed(self, source: Source, chosen: Policy, found: Calibration, plan: Plan) -> Narrowed:
         began, smooth = time.perf_counter(), SMOOTH not in self._options.without
