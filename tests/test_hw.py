@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from allotrope import cli, settings
+from allotrope import cli, native, settings
 from allotrope.errors import UsageError
 from allotrope.hw import detect, peaks, timer
 from allotrope.hw.device import Device
@@ -105,6 +105,30 @@ def test_doctor_lists_every_op_and_tactic_with_a_reason_or_none(capsys: pytest.C
         assert [entry["name"] for entry in entries] == [tactic.name for tactic in registry.tactics(op)]
         assert any(entry["why_not"] is None for entry in entries), op
         assert all(entry["why_not"] is None or len(entry["why_not"]) > 10 for entry in entries)
+
+
+def test_doctor_says_what_the_native_core_computes_by(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = {"portable": "", "avx2": "", "avx512": "this CPU has no AVX-512", "amx": "this CPU has no AMX"}
+    for core, threads, words in (
+        (
+            native.Found(object(), "avx2", "the best that this CPU has", lacking),
+            2,
+            "avx2: the best that this CPU has; 2",
+        ),
+        (native.Found(why="it is not built; with a C++ compiler: make native"), None, "none: it is not built; with"),
+    ):
+        monkeypatch.setattr(native, "find", lambda core=core: core)
+        monkeypatch.setattr(native, "threads", lambda: 2)
+        assert cli.main(["doctor", "--json", "--device", "cpu"]) == 0
+        captured = capsys.readouterr()
+        found = json.loads(captured.out)
+        fits("doctor", found)
+        assert found["native"]["isa"] == (core.isa or None) and found["native"]["threads"] == threads
+        assert found["native"]["why"] == core.why and f"native    {words}" in captured.err
+        assert {one["name"]: one["why_not"] or "" for one in found["native"]["isas"]} == core.lacking
+        assert all(f"not {name}: {lacks}" in captured.err for name, lacks in core.lacking.items() if lacks)
 
 
 def test_doctor_clears_what_it_kept(cpu: Device, capsys: pytest.CaptureFixture[str]) -> None:

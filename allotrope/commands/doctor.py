@@ -6,7 +6,7 @@ import argparse
 import shutil
 from typing import Any
 
-from allotrope import settings
+from allotrope import native, settings
 from allotrope.commands.output import Output, rate_text
 from allotrope.hw import detect, fingerprint, peaks
 from allotrope.hw.device import Device
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     kept = bool(args.measure and ceilings and peaks.keep(device, ceilings))
     tactics = _tactics(device)
     _print(device, ceilings, tactics, out)
+    core = native.find()
     if args.measure and not kept:
         out.line(f"(could not keep the ceilings in {settings.cache_dir()})")
     out.result(
@@ -47,6 +48,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 "features": device.features,
             },
             "ceilings": None if ceilings is None else vars(ceilings),
+            "native": {
+                "isa": core.isa or None,
+                "why": core.why,
+                "threads": native.threads() if core.isa else None,
+                "isas": [{"name": name, "why_not": lacks or None} for name, lacks in core.lacking.items()],
+            },
             "tactics": tactics,
             "versions": fingerprint.versions(),
             "cache": str(settings.cache_dir()),
@@ -71,6 +78,7 @@ def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    native.set_threads(threads)
 
 
 def _tactics(device: Device) -> dict[str, list[dict[str, Any]]]:
@@ -96,6 +104,22 @@ def _cached(entry: tuple[str, float]) -> tuple[str, str]:
     return bytes_text(int(entry[0])), f"{entry[1] / 1e9:.0f} GB/s"
 
 
+def _print_core(out: Output) -> None:
+    """The native core: by which instruction set it computes and why, and why not by the others."""
+    core = native.find()
+    if not core.isa:
+        out.sentence(f"native    none: {core.why}")
+        return
+    threads = native.threads()
+    out.line(f"native    {core.isa}: {core.why}; {threads} thread{'s'[: threads != 1]}")
+    able = [name for name, lacks in core.lacking.items() if not lacks and name != core.isa]
+    if able:
+        out.line(f"          it has {', '.join(able)}, too")
+    for name, lacks in core.lacking.items():
+        if lacks:
+            out.line(f"          not {name}: {lacks}")
+
+
 def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[dict[str, Any]]], out: Output) -> None:
     out.line(f"device    {device.name} ({device.kind}, {device.arch})")
     out.line(f"          {device.cores} cores, {bytes_text(device.memory_bytes)}")
@@ -113,6 +137,7 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
             sizes, rates = (", ".join(words) for words in zip(*map(_cached, cached), strict=True))
             out.line(f"          read again and again, {sizes}:")
             out.line(f"          {rates}")
+    _print_core(out)
     shown = ("torch", "transformers", "tokenizers", "numpy")
     found = fingerprint.versions()
     out.line("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))

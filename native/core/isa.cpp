@@ -1,5 +1,9 @@
 #include "isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 
 #include "tables.h"  // generated: kCompiled, the tables of every instruction set
@@ -9,6 +13,15 @@ namespace allotrope {
 namespace {
 
 #if defined(__x86_64__)
+// Nobody could run kernels for AMX yet, so there are none; the list says so.
+const char* without_amx() {
+    constexpr unsigned kTileAndInt8 = 3U << 24;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileAndInt8) == kTileAndInt8)
+        return "this CPU has it, the core has no kernels for it yet";
+    return "this CPU has no AMX (TILE, INT8)";
+}
+
 const char* lacks(const char* name) {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -43,6 +56,10 @@ const std::vector<Isa>& isas() {
     static const std::vector<Isa> found = [] {
         std::vector<Isa> all;
         for (const auto& [name, tables] : kCompiled) all.push_back({name, tables, lacks(name)});
+#if defined(__x86_64__)
+        static const Entry* const kNone[] = {nullptr};
+        all.push_back({"amx", kNone, without_amx()});
+#endif
         return all;
     }();
     return found;
