@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from allotrope import tokenizers
 from allotrope.api import LLM, SamplingParams
@@ -18,16 +16,13 @@ from allotrope.build import build
 from allotrope.eval import distances, forced
 from allotrope.eval.distances import compared
 from allotrope.eval.windows import windows
-from allotrope.hw.detect import detect
 from allotrope.models.model import open_model
-from allotrope.verify.original import oracle
-from tests.eval_kit import call
+from tests.eval_kit import MODELS, by_hand, call, network
 from tests.schemas import fits, fits_kept
 from tests.verifying import Forge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODELS = Path(__file__).parents[1] / "models"
 NAMES = ("docsum", "pycoder", "tinychat", "tinygal", "tinygal-draft", "tinygpt2")
 
 
@@ -35,33 +30,6 @@ NAMES = ("docsum", "pycoder", "tinychat", "tinygal", "tinygal-draft", "tinygpt2"
 def llama(forge: Forge) -> Path:
     """Built before anybody listens to what is printed."""
     return forge.built("llama")
-
-
-def network(name: str) -> Any:
-    """The model in transformers; where that has no class under its own name, through the oracle's mapping."""
-    if name == "tinychat":
-        return oracle(open_model(MODELS / name), "fp32", detect("cpu")).model
-    kind = transformers.LlamaForCausalLM if name == "pycoder" else transformers.AutoModelForCausalLM
-    return kind.from_pretrained(MODELS / name, dtype=torch.float32).eval()
-
-
-def by_hand(model: Any, ids: list[int], size: int, stride: int) -> tuple[int, float]:
-    """As transformers' guide to perplexity has it: labels before a window's news are masked, then shifted."""
-    told, total, count = 0, 0.0, 0
-    for start in range(0, len(ids), stride):
-        end = min(start + size, len(ids))
-        given = torch.tensor([ids[start:end]])
-        labels = given.clone()
-        labels[:, : given.shape[1] - (end - told)] = -100
-        with torch.no_grad():
-            logits = model(input_ids=given).logits[0, :-1].double()
-        wanted = labels[0, 1:]
-        total += float(torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
-        count += int((wanted >= 0).sum())
-        told = end
-        if end == len(ids):
-            break
-    return count, total / count
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +44,7 @@ def test_likelihoods_are_transformers(name: str, tmp_path: Path, capsys: pytest.
     model = open_model(MODELS / name)
     words = tokenizers.load(MODELS / name, model.recipe.vocab)
     ids = words.encode(text.read_text(encoding="utf-8"))[:600]
-    count, mean = by_hand(network(name), ids, 200, 70)
+    count, mean = by_hand(network(MODELS / name), ids, 200, 70)
     assert found["text"]["scored"] == count == 599
     assert found["nll_per_token"] == pytest.approx(mean, abs=1e-5)
     assert found["original_nll_per_token"] == pytest.approx(mean, abs=1e-5)

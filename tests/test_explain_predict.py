@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from allotrope.artifact import manifest
-from allotrope.artifact.plan import Call, Plan
-from allotrope.artifact.problems import Load, problem
+from allotrope.artifact import layout, manifest
 from allotrope.build import build
 from allotrope.cli import main
 from allotrope.errors import UsageError
 from allotrope.explain import drive
+from allotrope.explain import rehearse as dressing
 from allotrope.explain.changes import Change
 from allotrope.explain.drive import Asked
 from allotrope.explain.explanation import Explained
 from allotrope.explain.formats import formats
 from allotrope.explain.predict import predict
-from allotrope.explain.rehearse import Rehearsal
+from allotrope.explain.rehearse import Dressed, rehearse
 from allotrope.explain.session import Setting, explain
 from allotrope.hw import peaks
 from allotrope.hw.detect import detect
-from allotrope.ops import registry
 from allotrope.runtime.options import RuntimeOptions
 from tests.schemas import fits
 from tests.test_explain import CEILINGS
@@ -117,49 +114,49 @@ def test_a_checkpoint_that_is_gone_or_another(tmp_path: Path, capsys: pytest.Cap
     assert call(capsys, tmp_path / "engine", "--predict", "batch=2")[0] == 0, "needs no checkpoint"
 
 
-def test_overhead_and_pace_are_found_again(found: Explained, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a made-up world a call takes 7 µs and, if it is heavy, 1.5 times its rehearsal; the prediction is exact."""
-    plan = found.manifest.plan
+def test_what_is_rehearsed_is_the_changed_plan(wide: Path, found: Explained, setting: Setting) -> None:
+    """The same engine again, by its own weights' shapes alone, and one with other formats: call by call what runs."""
+    got = predict(wide, found, Change.parse("int8,activations=int8"), setting)
+    assert got.asked == {"batch": 1, "input": ASKED.into, "output": ASKED.output}
+    assert got.total_ms == pytest.approx(got.t_ctx_ms + got.t_gen_ms) and got.t_ctx_ms > 0 < got.t_gen_ms
+    assert got.step_ms == pytest.approx(got.t_gen_ms / (ASKED.output - 1))
+    now = found.account.decode.wall_s / found.account.decode.steps
+    assert got.saved_step_ms is not None and got.saved_step_ms + got.step_ms == pytest.approx(1e3 * now)
+    coded = {"attn.o", "attn.qkv", "mlp.down", "mlp.gate_up"}
+    assert {name for name in got.tactics if not name.startswith("head")} >= coded - {"attn.qkv", "mlp.gate_up"}
+    assert got.formats["weights"] == ["int8"] and got.formats["activations"] == ["int8"]
+    more = predict(wide, found, Change.parse("batch=4"), setting)
+    assert more.asked == {"batch": 4, "input": 24, "output": 6} and not more.tactics
+    assert "tokens/s instead of" in more.words and more.t_ctx_ms > 0
 
-    def rehearsed(plan: Plan, one: Call, load: Load) -> float:
-        cost = registry.contract(one.op).cost(problem(plan, one, load))
-        return cost.bytes / 1e9 + 1e-7
 
-    def seconds(self: Rehearsal, plan: Plan, one: Call, load: Load, held: float) -> float:
-        return rehearsed(plan, one, load)
-
-    def in_model(plan: Plan, context: bool, changed: bool = False) -> list[float]:
-        rows = ASKED.into if context else 1
-        middle = ASKED.into if context else ASKED.into + ASKED.output // 2
-        times = []
-        for one in plan.calls:
-            last = one.path.startswith("head")
-            took = rehearsed(plan, one, Load(1 if last else rows, 1, middle))
-            times.append(7e-6 + took * (1.5 if one.op.startswith("linear") or one.op == "attention" else 1.0))
-        return times
-
-    monkeypatch.setattr(Rehearsal, "seconds", seconds)
-    monkeypatch.setattr(Explained, "step_s", lambda self, context: np.array(in_model(plan, context)))
-    got = predict(found, Change.parse("int8"), setting, Rehearsal(setting.device))
-    assert got.overhead_us == pytest.approx(7.0)
-    assert got.pace == pytest.approx(1.5)
-    outline = Change.parse("int8").outline(found.manifest, "cpu")
+@pytest.mark.parametrize("words", ["wide,dtype=bf16", "int8", "int4", "int4,asymmetric=true", "fp8", "bf16", "kv=int8"])
+def test_made_up_weights_lie_as_real_ones_do_and_give_finite_values(
+    words: str, wide: Path, found: Explained, setting: Setting
+) -> None:
+    outline = Change.parse(words).outline(found.manifest, "cpu")
     assert outline is not None
-    changed, _ = outline.chosen(detect("cpu"), 1)
-    coded = [place for place, one in enumerate(changed.calls) if one.op == "linear_codes"]
-    decode = found.account.decode
-    then = sum(in_model(changed, False)[i] for i in coded)
-    expected = decode.wall_s - decode.call_s[coded].sum() + decode.steps * then
-    assert got.t_gen_ms == pytest.approx(1e3 * expected)
-    assert got.step_ms is not None and got.saved_step_ms is not None
-    assert got.step_ms + got.saved_step_ms == pytest.approx(1e3 * decode.wall_s / decode.steps)
-    context = found.account.context
-    expected = context.wall_s - context.call_s[coded].sum() + sum(in_model(changed, True)[i] for i in coded)
-    assert got.t_ctx_ms == pytest.approx(1e3 * expected)
-    assert set(got.tactics) == {plan.calls[i].path.split(".", 2)[2] for i in coded}
-    more = predict(found, Change.parse("batch=4"), setting, Rehearsal(setting.device))
-    assert more.asked == {"batch": 4, "input": 24, "output": 6}
-    assert "tokens/s instead of" in more.words
+    plan, _ = outline.chosen(detect("cpu"), 1)
+    dressed = Dressed(wide, found.manifest, plan)
+    for shard in layout.shards(plan):
+        for entry in shard.entries:
+            array = dressed.array(entry.name)
+            assert (array.shape, array.nbytes) == (entry.shape, entry.nbytes) and array is dressed.array(entry.name)
+    norms = dressed.array("blocks.0.attn.norm.weight").astype(np.float64)
+    assert norms.std() > 0
+    run = rehearse(wide, found.manifest, plan, Asked(2, 9, 4), setting.options, setting.device, 0)
+    assert len(run.seen.lives) == 2 and all(life.reason == "length" for life in run.seen.lives.values())
+    steps = [one.call_s for one in run.seen.steps]
+    assert len(steps) == 4 and all(one is not None and len(one) == len(plan.calls) for one in steps)
+
+
+def test_a_large_models_weights_share_memory(wide: Path, found: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = found.manifest.plan
+    names = [name for name in plan.weights if name.endswith("attn.o.weight")]
+    apart, shared = Dressed(wide, found.manifest, plan), Dressed(wide, found.manifest, plan)
+    assert not np.may_share_memory(*(apart.array(name) for name in names[:2]))
+    monkeypatch.setattr(dressing, "_DISTINCT", 0)
+    assert np.may_share_memory(*(shared.array(name) for name in names[:2]))
 
 
 def test_predicted_before_scored_after(wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,16 +220,4 @@ def test_recorded_steps_are_not_predicted(found: Explained, setting: Setting) ->
     context = replace(found.account.context, whole_s=1.0)
     recorded = replace(found, account=replace(found.account, context=context))
     with pytest.raises(UsageError, match="add --executor eager"):
-        predict(recorded, Change.parse("int8"), setting, Rehearsal(setting.device))
-
-
-def test_rehearsals_are_of_the_call_and_not_repeated(found: Explained) -> None:
-    """A larger weight takes longer; what was timed is known."""
-    plan, device = found.manifest.plan, detect("cpu")
-    linears: Mapping[str, Call] = {one.path: one for one in plan.calls if one.op == "linear"}
-    rehearsal = Rehearsal(device)
-    small, large = linears["blocks.0.attn.o"], linears["head"]
-    times = [rehearsal.seconds(plan, one, Load(1, 1, 8), 1e6) for one in (small, large)]
-    assert 0 < times[0] < times[1]
-    assert rehearsal.seconds(plan, small, Load(1, 1, 8), 1e6) == times[0]
-    assert rehearsal.seconds(plan, linears["blocks.1.attn.o"], Load(1, 1, 8), 1e6) == times[0]
+        predict(Path("engine"), recorded, Change.parse("int8"), setting)

@@ -26,7 +26,7 @@ from allotrope.hw.detect import detect
 from allotrope.runtime.options import RuntimeOptions
 
 SAME = "nothing changes"  # how a reason begins where a part makes no difference at all
-BUDGET_S = 40.0  # for the rounds, where nobody says how many
+BUDGET_S = 95.0  # for all of it, where nobody says how many rounds; what building and judging leave is for rounds
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class Ablation:
         self.found = Findings(asked)
         self._progress, self._said = progress, said
         self._checked: Checked = {}
+        self._began = time.perf_counter()
 
     def run(self) -> Findings:
         """All of it, or as much as there was before Ctrl-C."""
-        found, began = self.found, time.perf_counter()
+        found = self.found
         whole = self._build(found.asked.whole)  # what cannot be built at all is an error, not a row
         found.variants = _variants(found.asked, whole.described)
         try:
@@ -91,7 +92,7 @@ class Ablation:
             self._measure_all()
         except KeyboardInterrupt:
             found.interrupted = True
-        found.seconds = time.perf_counter() - began
+        found.seconds = time.perf_counter() - self._began
         return found
 
     def _build(self, setting: Setting) -> Made:
@@ -176,7 +177,7 @@ class Ablation:
         total = len(names) * (1 + (asked.rounds or MOST))
         try:
             with self._progress(total, "measuring in turn") as shown:
-                rounds.run(asked.rounds, BUDGET_S, shown.advance)
+                rounds.run(asked.rounds, self._began + BUDGET_S, shown.advance)
         finally:
             found.rounds = min((len(s) for r in found.runners.values() for s in r.samples.values()), default=0)
             rounds.close()

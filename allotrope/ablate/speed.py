@@ -12,6 +12,7 @@ import numpy as np
 
 from allotrope.artifact import manifest
 from allotrope.bench.drive import drive
+from allotrope.bench.summary import percentile
 from allotrope.bench.workload import Job, exactly
 from allotrope.build.memory import Peak
 from allotrope.errors import AllotropeError, NumericalError
@@ -22,8 +23,8 @@ from allotrope.runtime.weights import weight_bytes
 
 RAISED = (AllotropeError, MemoryError, OSError, RuntimeError)  # what a variant may fail with; torch's is the last
 _SHARE = 0.4  # of the free memory that variants may hold while others are measured
-_LEAST = 5  # rounds: fewer cannot tell a small difference from noise
-MOST = 7  # where nobody says how many
+_LEAST, _ENOUGH, MOST = 3, 5, 7  # rounds, where nobody says how many: of fewer than five, little shows
+_AGREES = 0.01  # how far the middle half of everybody's samples may spread for five rounds to be enough
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ class Rounds:
     _open: dict[str, Opened] = field(default_factory=dict)
     _budget: int | None = None
 
-    def run(self, wanted: int | None, budget_s: float, advance: Callable[[], None]) -> int:
-        """Round after round: `wanted` ones, or as many up to seven as the budget allows, five at the least."""
+    def run(self, wanted: int | None, until: float, advance: Callable[[], None]) -> int:
+        """Round after round: `wanted` ones, or up to seven that end before `until`, three at the least.
+
+        Five are enough where everybody's samples agree.
+        """
         for runner in self._live():
             self._first(runner)
             advance()
         done, began = 0, time.perf_counter()
-        while self._live() and (done < wanted if wanted else self._goes_on(done, began, budget_s)):
+        while self._live() and (done < wanted if wanted else self._goes_on(done, began, until)):
             order = np.random.default_rng([self.seed, done]).permutation(len(self.runners))
             for runner in (self.runners[place] for place in order):
                 if runner.failed is None:
@@ -94,8 +98,20 @@ class Rounds:
             opened.executor.close()
         self._open.clear()
 
-    def _goes_on(self, done: int, began: float, budget_s: float) -> bool:
-        return done < _LEAST or (done < MOST and (time.perf_counter() - began) * (done + 1) / done < budget_s)
+    def _goes_on(self, done: int, began: float, until: float) -> bool:
+        if done < _LEAST:
+            return True
+        now = time.perf_counter()
+        fits = now + (now - began) / done < until
+        return fits and (done < _ENOUGH or (done < MOST and not self._agreed()))
+
+    def _agreed(self) -> bool:
+        """Whether nobody's samples spread."""
+        return all(
+            percentile(seen, 0.75) - percentile(seen, 0.25) < _AGREES * percentile(seen, 0.5)
+            for runner in self._live()
+            for seen in ([one.latency for one in samples] for samples in runner.samples.values())
+        )
 
     def _live(self) -> list[Runner]:
         return [runner for runner in self.runners if runner.failed is None]

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=PRESETS, help="the LLaMA or the GPT report's table instead")
     parser.add_argument("--io", nargs="+", metavar="IN,OUT", help="tokens in and out (64,32; on a GPU 128,120)")
     parser.add_argument("--batch", metavar="N,…", help="requests at a time (1)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="measure each so often (5 to 7, as time allows)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="measure each so often (3 to 7, as time allows)")
     parser.add_argument("--text", metavar="FILE", help="a text to compare distributions on (bundled)")
     generation.add_running(parser)
 

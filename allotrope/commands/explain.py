@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     setting = session.Setting(_options(args, asked), device, _ceilings(device, out), args.seed, args.trace is not None)
     with out.progress(session.PAIRS, "running with clocks and without") as bar:
         found = session.explain(folder, asked, setting, bar.advance)
-    predicted = _predicted(found, changes, setting, out, named=args.predict is not None) if changes else []
+    predicted = _predicted(folder, found, changes, setting, out, named=args.predict is not None) if changes else []
     figures = found.to_json() | {"predicted": predicted, "scored": None, "trace": None}
     figures["scored"] = _scored(args.against, before, folder, figures, found)
     figures["words"] = [*words.sentences(found), *(one["words"] for one in predicted)]
@@ -134,19 +134,17 @@ def _changes(args: argparse.Namespace, folder: Path, asked: Asked, out: Output) 
 
 
 def _predicted(
-    found: Explained, changes: list[Change], setting: Setting, out: Output, *, named: bool
+    folder: Path, found: Explained, changes: list[Change], setting: Setting, out: Output, *, named: bool
 ) -> list[dict[str, Any]]:
     """Each change's prediction. Steps that are recorded whole give none, and say so if one was asked for by name."""
     from allotrope.explain.predict import predict
-    from allotrope.explain.rehearse import Rehearsal
 
     if found.account.whole_s and not named:
         return []
-    rehearsal = Rehearsal(setting.device, setting.seed)
     predicted = []
     with out.progress(len(changes), "rehearsing changes") as bar:
         for change in changes:
-            predicted.append(predict(found, change, setting, rehearsal).to_json())
+            predicted.append(predict(folder, found, change, setting).to_json())
             bar.advance()
     return predicted
 

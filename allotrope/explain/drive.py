@@ -77,23 +77,28 @@ def runs(
 ) -> Runs:
     """Warm both up, then run them in turns."""
     random = np.random.default_rng([seed, 1])
-    clocked, bare = list[Run](), list[float]()
+    seen, bare = list[Run](), list[float]()
     began = time.perf_counter()
     for pair in range(-1, PAIRS):
         if pair >= _LEAST and time.perf_counter() - began > _BUDGET_S:
             break
         for turn in (0, 1) if pair % 2 else (1, 0):
-            prompts = _prompts(timed, asked, random)
             if turn:
-                seen = Seen(Spans(ranges))
-                loop = WatchedLoop(timed, seen, skip_step=options.skip_step, check_step=options.check_step)
-                start, end = _answer(timed, loop, prompts, asked.output, seen.spans)
-                clocked.append(Run(start, end, seen))
+                seen.append(clocked(timed, asked, options, random, ranges))
             else:
-                start, end = _answer(plain, plain.loop, prompts, asked.output, None)
+                start, end = _answer(plain, plain.loop, _prompts(plain, asked, random), asked.output, None)
                 bare.append(end - start)
         advance()
-    return Runs(tuple(clocked[1:]), tuple(bare[1:]))
+    return Runs(tuple(seen[1:]), tuple(bare[1:]))
+
+
+def clocked(
+    opened: Opened, asked: Asked, options: RuntimeOptions, random: np.random.Generator, ranges: Ranges | None = None
+) -> Run:
+    """One run with clocks."""
+    seen = Seen(Spans(ranges))
+    loop = WatchedLoop(opened, seen, skip_step=options.skip_step, check_step=options.check_step)
+    return Run(*_answer(opened, loop, _prompts(opened, asked, random), asked.output, seen.spans), seen)
 
 
 def _prompts(opened: Opened, asked: Asked, random: np.random.Generator) -> list[tuple[str, list[int]]]:

@@ -1,17 +1,19 @@
-"""What a change would do, before it is made: the plan that a build would choose, beside the one that was measured."""
+"""What a change would do, before it is made: the plan that a build would choose, rehearsed beside what was measured."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from allotrope.artifact.plan import Call, Plan
 from allotrope.errors import UsageError
 from allotrope.explain.account import Phase
 from allotrope.explain.changes import Change
+from allotrope.explain.drive import Asked
 from allotrope.explain.explanation import Explained, short
 from allotrope.explain.formats import formats
-from allotrope.explain.rehearse import Rehearsal
-from allotrope.explain.scenes import Changed, Scene, attends, multiplies, sizes
+from allotrope.explain.rehearse import rehearse
 from allotrope.explain.session import Setting
 from allotrope.units import time_text
 
@@ -30,8 +32,6 @@ class Predicted:
     step_ms: float | None
     saved_step_ms: float | None
     tactics: dict[str, str]
-    overhead_us: float
-    pace: float
     timed: int  # tactics that were timed for it; the others were known
 
     def to_json(self) -> dict[str, Any]:
@@ -39,8 +39,8 @@ class Predicted:
         return asdict(self)
 
 
-def predict(found: Explained, change: Change, setting: Setting, rehearsal: Rehearsal) -> Predicted:
-    """What the engine would take with this change, from what was found of it."""
+def predict(folder: Path, found: Explained, change: Change, setting: Setting) -> Predicted:
+    """What the engine would take with this change, by a rehearsal of the plan that it would have."""
     accounted, plan = found.account, found.manifest.plan
     if accounted.whole_s:
         problem = "recorded steps cannot be predicted: their calls are not told apart"
@@ -49,15 +49,11 @@ def predict(found: Explained, change: Change, setting: Setting, rehearsal: Rehea
     outline = change.outline(found.manifest, setting.device.kind)
     if outline is not None:
         changed, timed = outline.chosen(setting.device, _threads(found))
-    budget, page = setting.options.max_batched_tokens, setting.options.page_size
-    pairs = zip(sizes(found.asked, budget), sizes(asked, budget), (True, False), strict=True)
-    context, decode = (
-        Changed(Scene(plan, before, rehearsal, page), Scene(changed, after, rehearsal, page), found.step_s(kind))
-        for before, after, kind in pairs
-    )
-    t_ctx, t_gen, steps = context.spent(accounted.context), decode.spent(accounted.decode), accounted.decode.steps
-    step, own = (t_gen / steps, accounted.decode.wall_s / steps) if steps else (None, None)
-    main = decode if steps else context
+    run = rehearse(folder, found.manifest, changed, asked, setting.options, setting.device, setting.seed)
+    t_ctx, t_gen = run.answering - run.began, run.ended - run.answering
+    steps = sum(not one.context for one in run.seen.steps)
+    own = accounted.decode.wall_s / accounted.decode.steps if accounted.decode.steps else None
+    step = t_gen / steps if steps else None
     return Predicted(
         change=change.words,
         formats=formats(changed),
@@ -68,11 +64,21 @@ def predict(found: Explained, change: Change, setting: Setting, rehearsal: Rehea
         t_gen_ms=1e3 * t_gen,
         step_ms=None if step is None else 1e3 * step,
         saved_step_ms=None if step is None or own is None else 1e3 * (own - step),
-        tactics={short(changed.calls[place].path): main.after.tactic(place) for place in main.new},
-        overhead_us=1e6 * main.overhead(),
-        pace=main.pace(multiplies if any(multiplies(plan.calls[place]) for place in main.gone) else attends),
+        tactics=_new(plan, changed, asked),
         timed=timed,
     )
+
+
+def _new(plan: Plan, changed: Plan, asked: Asked) -> dict[str, str]:
+    """The tactics of calls that the plan has not had, by kind of call, while decoding."""
+    before = {(call.path, call.op, call.tactics) for call in plan.calls}
+    new = [call for call in changed.calls if (call.path, call.op, call.tactics) not in before]
+    return {short(call.path): tactic_for(call, asked.batch) for call in new}
+
+
+def tactic_for(call: Call, rows: int) -> str:
+    """The tactic that serves so many rows."""
+    return next(name for bound, name in call.tactics if bound is None or rows <= bound)
 
 
 def _threads(found: Explained) -> int:

@@ -1,46 +1,81 @@
-"""Calls timed outside of any model, so that a tactic's pace is known before an engine has it.
+"""A dress rehearsal: a plan run as it would be, step for step by the same executor, over weights that are made up.
 
-Weights are rotated among as many copies as a step of the model reads in all: what a cache keeps there, it keeps here.
+What a step costs does not depend on what the weights say, only on where they lie and how they are read. So the time of
+a change is known before anything is quantised: no weight is read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import replace
+from pathlib import Path
 
-import torch
+import numpy as np
 
-from allotrope.artifact.plan import Call, Plan
-from allotrope.artifact.problems import Load, problem
-from allotrope.build.stage import Stage
+from allotrope.artifact import layout
+from allotrope.artifact.engine import Engine
+from allotrope.artifact.manifest import Manifest
+from allotrope.artifact.plan import Plan
+from allotrope.explain.drive import Asked, Run, clocked
 from allotrope.hw.device import Device
-from allotrope.hw.timer import time_calls
-from allotrope.ops import registry
+from allotrope.ops.packing import RawArray
+from allotrope.runtime.opening import open_with
+from allotrope.runtime.options import RuntimeOptions
 
-_VALUES = 1 << 22  # of a weight matrix that is made up; the rest repeats it
-_SAMPLES, _BUDGET_S = 7, 0.15
-
-
-@dataclass
-class Rehearsal:
-    """Times calls, each distinct one once."""
-
-    device: Device
-    seed: int = 0
-    _known: dict[tuple[str, str, int], float] = field(default_factory=dict)
-
-    def seconds(self, plan: Plan, call: Call, load: Load, held: float) -> float:
-        """How long the call takes under this load, with weights as cold as among `held` bytes."""
-        tactic, posed = tactic_for(call, load.rows), problem(plan, call, load)
-        key = (tactic, posed.key(), int(held))
-        if key not in self._known:
-            with torch.inference_mode():
-                stage = Stage.of(posed, self.device, self.seed, _VALUES)
-                run = stage.call(registry.tactic(call.op, tactic), int(held))
-                timing = time_calls(run, self.device, samples=_SAMPLES, budget_s=_BUDGET_S)
-            self._known[key] = min(timing.samples)
-        return self._known[key]
+_DISTINCT = 1 << 30  # bytes of weights with memory of their own: far beyond any cache, so that reuse shows nowhere
+_BLOCK = 1 << 20  # values that are drawn; the rest repeats them
+_BYTES = (0x3C, 0xBC)  # of packed codes and their scales: 1.06 in fp16, ±0.0115 in bf16 and fp32, never NaN or denormal
+_BF16 = 16  # bits that it lacks of fp32
+_MOST_SEQS = 4096  # that a runtime takes
+RUNS = 7
 
 
-def tactic_for(call: Call, rows: int) -> str:
-    """The tactic that serves so many rows."""
-    return next(name for bound, name in call.tactics if bound is None or rows <= bound)
+class Dressed(Engine):
+    """An engine with another plan, whose weights are random values in that plan's formats and packings."""
+
+    def __init__(self, path: Path, described: Manifest, plan: Plan) -> None:
+        super().__init__(path, replace(described, plan=plan))
+        self._random = np.random.default_rng(0)
+        self._made: dict[str, RawArray] = {}
+        self._alike: dict[tuple[str, tuple[int, ...]], RawArray] = {}
+        self._bytes = 0
+
+    def array(self, name: str) -> RawArray:
+        """A weight, made when it is first asked for."""
+        if name not in self._made:
+            weight = self.manifest.plan.weights[name]
+            key = layout.stored_dtype(self.manifest.plan, weight), layout.packed_shape(weight)
+            if key not in self._alike or self._bytes < _DISTINCT:
+                self._alike[key] = self._drawn(*key)
+                self._bytes += self._alike[key].nbytes
+            self._made[name] = self._alike[key]
+        return self._made[name]
+
+    def forget(self) -> None:
+        """There is no file that it could come back from."""
+
+    def _drawn(self, dtype: str, shape: tuple[int, ...]) -> RawArray:
+        """Matrices are small around zero, norms around one."""
+        carrier = np.dtype(layout.STORED[dtype][1])
+        count = min(math.prod(shape), _BLOCK)
+        if carrier.kind in "iu" and dtype != "bf16":
+            block = self._random.choice(np.array(_BYTES, np.uint8), count * carrier.itemsize).view(carrier)
+        else:
+            scale = 0.02 if len(shape) > 1 else 0.1
+            wide = (self._random.standard_normal(count) * scale + (len(shape) == 1)).astype(np.float32)
+            block = (wide.view(np.uint32) >> _BF16).astype(np.uint16) if dtype == "bf16" else wide.astype(carrier)
+        return np.resize(block, shape)
+
+
+def rehearse(
+    folder: Path, described: Manifest, plan: Plan, asked: Asked, options: RuntimeOptions, device: Device, seed: int
+) -> Run:
+    """The run in the middle of several."""
+    seqs = min(max(options.max_num_seqs, 2 * asked.batch), _MOST_SEQS)
+    opened = open_with(Dressed(folder, described, plan), device, replace(options, max_num_seqs=seqs), timed=True)
+    try:
+        random = np.random.default_rng([seed, 2])
+        runs = [clocked(opened, asked, options, random) for _ in range(1 + RUNS)][1:]
+    finally:
+        opened.executor.close()
+    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]

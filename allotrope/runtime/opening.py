@@ -48,7 +48,11 @@ class Opened:
 
 def open_folder(folder: Path, options: RuntimeOptions, *, timed: bool = False) -> Opened:
     """Open an engine and settle everything that the options leave open. `timed`: each step's calls are timed."""
-    engine, device = _open(folder, options.device)
+    return open_with(*_open(folder, options.device), options, timed=timed)
+
+
+def open_with(engine: Engine, device: Device, options: RuntimeOptions, *, timed: bool = False) -> Opened:
+    """Likewise, of an engine that is there already."""
     tokenizer = _tokenizer(engine)
     plan, generation = engine.manifest.plan, engine.manifest.generation
     max_len = options.length(engine.manifest.limits["max_len"])
