@@ -23,12 +23,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAGE = 8
 CI, WHOLE = 40, 500
+EXECUTORS = ("eager", "native")
 
 
-@pytest.fixture(scope="module")
-def engine(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=EXECUTORS)
+def engine(request: pytest.FixtureRequest, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("load") / "engine"
-    build(str(assets / "stories260K"), folder, device="cpu", dtype="fp32", tune="off", threads=1)
+    options = {"device": "cpu", "dtype": "fp32", "tune": "off", "threads": 1, "executor": request.param}
+    build(str(assets / "stories260K"), folder, **options)
     return folder
 
 
@@ -177,38 +179,44 @@ def test_a_thousand_repeats_have_one_answer(engine: Path) -> None:
 
 
 BUNDLED = sorted(path.parent for path in (Path(__file__).parents[1] / "models").glob("*/config.json"))
-WHOLE_PROOFS = [("stories260K", dtype) for dtype in ("fp32", "bf16")] + [(path.name, "fp32") for path in BUNDLED]
+NAMES = ("stories260K", *(path.name for path in BUNDLED))
+WHOLE_PROOFS = [("stories260K", "bf16", "eager")] + [
+    (name, "fp32", executor) for executor in EXECUTORS for name in NAMES
+]
 
 
 @cache
-def whole_proof(name: str, dtype: str, assets: Path, folder: Path) -> Proof:
+def whole_proof(name: str, dtype: str, executor: str, assets: Path, folder: Path) -> Proof:
     """Of an engine tuned as users' are; one for all loads that a process is given."""
-    source = {path.name: path for path in BUNDLED}.get(name, assets / name)
-    build(str(source), folder / f"{name}-{dtype}", device="cpu", dtype=dtype, tune="fast", threads=1)
-    return Proof(folder / f"{name}-{dtype}", lambda found: trace_jobs(assets, found, WHOLE))
+    source, engine = (
+        {path.name: path for path in BUNDLED}.get(name, assets / name),
+        folder / f"{name}-{dtype}-{executor}",
+    )
+    build(str(source), engine, device="cpu", dtype=dtype, tune="fast", threads=1, executor=executor)
+    return Proof(engine, lambda found: trace_jobs(assets, found, WHOLE))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize(("name", "dtype"), WHOLE_PROOFS)
+@pytest.mark.parametrize(("name", "dtype", "executor"), WHOLE_PROOFS)
 def test_five_hundred_requests(
-    assets: Path, tmp_path_factory: pytest.TempPathFactory, name: str, dtype: str, load: str
+    assets: Path, tmp_path_factory: pytest.TempPathFactory, name: str, dtype: str, executor: str, load: str
 ) -> None:
     """The whole proof."""
-    proof = whole_proof(name, dtype, assets, tmp_path_factory.getbasetemp())
+    proof = whole_proof(name, dtype, executor, assets, tmp_path_factory.getbasetemp())
     assert proof.holds(**LOADS[load])["finished"] == {"length": WHOLE}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("load", SHORT_OF_PAGES)
-@pytest.mark.parametrize(("name", "dtype"), WHOLE_PROOFS)
+@pytest.mark.parametrize(("name", "dtype", "executor"), WHOLE_PROOFS)
 def test_five_hundred_requests_short_of_pages(
-    assets: Path, tmp_path_factory: pytest.TempPathFactory, name: str, dtype: str, load: str
+    assets: Path, tmp_path_factory: pytest.TempPathFactory, name: str, dtype: str, executor: str, load: str
 ) -> None:
     """All at once, with pages for a fifth of those who have a seat."""
-    whole = whole_proof(name, dtype, assets, tmp_path_factory.getbasetemp())
+    whole = whole_proof(name, dtype, executor, assets, tmp_path_factory.getbasetemp())
     proof = copy(whole)
     proof.jobs = [replace(job, arrival=0.0) for job in whole.jobs]
     seats = {"max_num_seqs": 64, "page_size": 4}
