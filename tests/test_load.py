@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from allotrope import native
 from allotrope.bench.lengths import Lengths
 from allotrope.bench.workload import Job, drawn, exactly, recorded
 from allotrope.build import build
@@ -26,8 +27,16 @@ CI, WHOLE = 40, 500
 EXECUTORS = ("eager", "native")
 
 
+def available(executor: str) -> None:
+    """Skip what needs a core that was not compiled here."""
+    found = native.find()
+    if executor == "native" and found.core is None:
+        pytest.skip(str(found.why))
+
+
 @pytest.fixture(scope="module", params=EXECUTORS)
 def engine(request: pytest.FixtureRequest, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    available(request.param)
     folder = tmp_path_factory.mktemp("load") / "engine"
     options = {"device": "cpu", "dtype": "fp32", "tune": "off", "threads": 1, "executor": request.param}
     build(str(assets / "stories260K"), folder, **options)
@@ -188,6 +197,7 @@ WHOLE_PROOFS = [("stories260K", "bf16", "eager")] + [
 @cache
 def whole_proof(name: str, dtype: str, executor: str, assets: Path, folder: Path) -> Proof:
     """Of an engine tuned as users' are; one for all loads that a process is given."""
+    available(executor)
     source, engine = (
         {path.name: path for path in BUNDLED}.get(name, assets / name),
         folder / f"{name}-{dtype}-{executor}",
