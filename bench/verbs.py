@@ -4,7 +4,8 @@ Each model is built afresh into an engine, and each verb runs on that by itself,
 schema. A line of `bench/results/verbs.jsonl` is one verb on one model: seconds, exit code, how long nothing was said,
 what was wrong. The table shows the last line of each; the bound is two minutes on two cores, with progress shown.
 
-Timings mean something on an idle machine only; `--models` and `--verbs` cut the work into short calls.
+Timings mean something on an idle machine only (processor time is kept beside them, which others' work changes less);
+`--models` and `--verbs` cut the work into short calls.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import selectors
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,13 @@ class Ran:
     model: str
     verb: str
     seconds: float
+    cpu_s: float  # processor time, of all threads: what the seconds would be of one busy core
     code: int
     silent_s: float  # the longest time in which nothing was said
     problem: str
     date: str
     cores: int
+    load: float  # others' and this one's, over the last minute: beyond the cores, seconds say little
 
 
 def main() -> None:
@@ -66,15 +70,16 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="%(default)s")
     parser.add_argument("--verbs", default=",".join(VERBS), help="%(default)s")
     parser.add_argument("--work", type=Path, help="keep engines there, and take those that are there (a fresh folder)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
     parser.add_argument("--show", action="store_true", help="print the table only")
     args = parser.parse_args()
     if not args.show:
         with tempfile.TemporaryDirectory() as fresh:
-            measure(args.models.split(","), args.verbs.split(","), args.work or Path(fresh))
-    sys.exit(not table())
+            measure(args.models.split(","), args.verbs.split(","), args.work or Path(fresh), args.results)
+    sys.exit(not table(args.results))
 
 
-def measure(models: Sequence[str], verbs: Sequence[str], work: Path) -> None:
+def measure(models: Sequence[str], verbs: Sequence[str], work: Path, results: Path) -> None:
     """Each model's verbs in turn; an engine that is not there is built first."""
     work.mkdir(parents=True, exist_ok=True)
     problems = work / "problems.jsonl"
@@ -84,10 +89,12 @@ def measure(models: Sequence[str], verbs: Sequence[str], work: Path) -> None:
         needed = () if engine.is_dir() or "build" in verbs else ("build",)
         for verb in (*needed, *(name for name in VERBS if name in verbs)):
             ran = run(verb, model, engine, problems)
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            with RESULTS.open("a", encoding="utf-8") as file:
+            results.parent.mkdir(parents=True, exist_ok=True)
+            with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(ran)) + "\n")
-            sys.stdout.write(f"{model} {verb}: {ran.seconds:.1f} s, exit {ran.code} {ran.problem}\n")
+            sys.stdout.write(
+                f"{model} {verb}: {ran.seconds:.1f} s ({ran.cpu_s:.1f} of processors), exit {ran.code} {ran.problem}\n"
+            )
             sys.stdout.flush()
 
 
@@ -99,13 +106,21 @@ def run(verb: str, model: str, engine: Path, problems: Path) -> Ran:
     name = verb.partition("-")[0]
     words = [word.format(**given) for word in VERBS[verb]]
     command = [sys.executable, "-m", "allotrope", name, *words, "--json", "--cache-dir", str(engine.parent / "cache")]
-    began = time.monotonic()
+    began, before = time.monotonic(), spent()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         said, silent = heard(process)
     seconds = time.monotonic() - began
     problem = wrong(name, said[0]) if process.returncode == 0 else said[1].strip().splitlines()[-1][:200]
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Ran(model, verb, round(seconds, 2), process.returncode, round(silent, 2), problem, now, os.cpu_count() or 0)
+    used = round(spent() - before, 2)
+    kept = Ran(model, verb, round(seconds, 2), used, process.returncode, round(silent, 2), problem, now, 0, 0.0)
+    return replace(kept, cores=os.cpu_count() or 0, load=os.getloadavg()[0])
+
+
+def spent() -> float:
+    """Processor seconds of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def heard(process: subprocess.Popen[bytes]) -> tuple[tuple[str, str], float]:
@@ -149,9 +164,9 @@ def functions() -> Iterator[dict[str, str]]:
         }
 
 
-def table() -> bool:
-    """Models down, verbs across; whether all of it holds."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+def table(results: Path) -> bool:
+    """Verbs down, models across; whether all of it holds."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
     last = {(one["model"], one["verb"]): one for one in map(json.loads, lines)}
     out = Output()
     rows = []
@@ -165,6 +180,8 @@ def table() -> bool:
             f"{one['model']} {one['verb']}: {one['seconds']} s, exit {one['code']}, silent for {one['silent_s']} s "
             f"{one['problem']}"
         )
+    if any(one["load"] > one["cores"] + 1 for one in last.values()):
+        out.line("the machine was not idle while some of this was measured")
     missing = len(VERBS) * len(MODELS) - len(last)
     out.line(f"{len(last) - len(bad)} hold, {len(bad)} do not, {missing} were not run")
     return not bad and not missing

@@ -313,7 +313,10 @@ void Program::run(Team& team) {
         args.workspace = shared_[i].at();
         prelude_kernels_[i](args, team);
     }
-    if (!prelude_of_.empty()) team.barrier();
+    if (!prelude_of_.empty()) {
+        team.barrier();
+        if (timed) last = now();  // waking the team, and what all calls share, is no call's
+    }
     for (size_t number = 0; number < calls_.size(); ++number) {
         const Call& call = calls_[number];
         const int64_t rows = counts_[call.rows];
