@@ -234,6 +234,6 @@ def test_an_engine_has_no_parts_to_take_out(tmp_path: Path, capsys: pytest.Captu
 def test_bundled_models_take_less_than_two_minutes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, found, _ = ablate(capsys, Path(__file__).parents[1] / "models" / model)
     fits("ablate", found)
-    assert code == 0 and found["seconds"] < 120 and found["rounds"] >= 5
+    assert code == 0 and found["seconds"] < 120 and found["rounds"] >= 3
     measured = [row for row in found["rows"] if row["latency_ms"]]
     assert len(measured) > 15 and all(row["verdict"] for row in measured)

@@ -32,6 +32,7 @@ def read(source: Path, text: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # beside others' work
 @pytest.mark.parametrize("name", NAMES)
 def test_wikitext_is_as_likely_as_to_transformers(
     name: str, assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -61,6 +61,7 @@ def test_the_page_is_whole(whole: str) -> None:
 def test_every_kept_evaluation_is_shown_the_newest_first(whole: str) -> None:
     places = [whole.index(f"Over 8,190 tokens of {file}") for file in ("held_out.txt", "stories.txt")]
     assert places == sorted(places) and whole.index("Code that runs") < places[1]
+    assert len(re.findall("<code>allotrope eval engine</code></td>", whole)) == 2, "both commands are listed"
 
 
 def test_sections_stand_in_order(whole: str) -> None:

@@ -217,6 +217,7 @@ def test_a_long_field_and_a_mark_of_byte_order_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # beside others' work
 def test_on_docsum_in_int4_the_interval_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Shuffled 1,000 times (which side is which tossed anew for each article), it holds zero as often as it says."""
     out = tmp_path / "engine"

@@ -22,6 +22,7 @@ def asked(subject: Subject) -> Section:
             continue
         parts = [found] if found.at("command") is not None else []
         parts += [part for _, part in found.pairs() if part.is_object and part.at("command")] if kind == "bench" else []
+        parts += found.each("earlier")  # of other texts
         for part in parts or [found]:
             came = source(subject, part, found)
             told = text(came.command, code=True) if came.command else text("its command was not kept")
