@@ -80,7 +80,7 @@ def measure(name: str, device: Device, args: argparse.Namespace, there: set[str]
     if not todo:
         return
     with tempfile.TemporaryDirectory() as folder:
-        common = {"device": device.kind, "dtype": "fp32", "tune": "off"}
+        common = {"device": device.kind, "dtype": "fp32", "tune": "off", "executor": "eager"}
         build(str(MODELS / name), Path(folder) / "wide", **common)
         documents = held_out(name, args.documents)
         exact = list(logits(Path(folder) / "wide", device, documents))
