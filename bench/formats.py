@@ -3,7 +3,9 @@
 For each model, format and method an engine is built and told the model's own held-out documents (each cut to the
 calibration's reach of 512 tokens), beside the fp32 engine on the same tokens: change of the perplexity with its 95 %
 bootstrap interval over documents, KL divergence, same likeliest token, bytes of the weights, seconds of the build.
-A line of JSON per cell in `bench/results/`; cells that are there are not measured again.
+A line of JSON per cell in `bench/results/`; cells that are there are not measured again. With `--from 48` what is read
+begins at that document, and what `bench/kv.py` or the models' evaluation draws is left out: text that no choice was
+made by, if none was made by documents from there on.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import versions
 from allotrope.runtime.weights import weight_bytes
 from allotrope.verify.drive import Driver
+from tools.train.evaluate import ROUNDED_BYTES
 from tools.train.evaluation import intervals, texts
 from tools.train.spec import MODELS
 
@@ -61,11 +64,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(NAMES))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
-    parser.add_argument("--documents", type=int, default=48)
+    parser.add_argument("--documents", type=int, default=24, help="at most (%(default)s)")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="what was looked at, left out (%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "formats.jsonl")
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
     args = parser.parse_args()
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    done = [cell for cell in done if cell.get("from", 0) == args.first]
     if args.table:
         for row in table(done):
             Output().line(row)
@@ -82,23 +87,26 @@ def measure(name: str, device: Device, args: argparse.Namespace, there: set[str]
     with tempfile.TemporaryDirectory() as folder:
         common = {"device": device.kind, "dtype": "fp32", "tune": "off", "executor": "eager"}
         build(str(MODELS / name), Path(folder) / "wide", **common)
-        documents = held_out(name, args.documents)
+        documents = held_out(name, args.documents, args.first)
         exact = list(logits(Path(folder) / "wide", device, documents))
         for case in todo:
             built = build(str(MODELS / name), Path(folder) / "narrow", **common, **CASES[case])
             found = figures(exact, logits(Path(folder) / "narrow", device, documents), documents)
-            cell = {"model": name, "case": case, **summary(found), "bytes": weight_bytes(built.manifest.plan)}
+            cell = {"model": name, "case": case, "from": args.first, "documents": len(documents), **summary(found)}
+            cell["bytes"] = weight_bytes(built.manifest.plan)
             cell |= {"build_seconds": round(built.seconds, 1), "device": device.name, "versions": versions()}
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(cell) + "\n")
             Output().line(f"{name}, {case}: perplexity {100 * cell['perplexity']:+.2f} %, KL {cell['kl']:.5f}")
 
 
-def held_out(name: str, most: int) -> list[tuple[int, ...]]:
-    """The first documents of the model's held-out text, cut."""
+def held_out(name: str, most: int, first: int) -> list[tuple[int, ...]]:
+    """Documents of the model's held-out text from `first` on, cut; past 0, without those that are drawn elsewhere."""
     tokenizer = tokenizers.load(MODELS / name)
     listed = texts.bundled(MODELS / "data", name)
-    read = texts.read(tokenizer, listed[:most], chat=name == "tinychat")
+    drawn = set(texts.sample(listed, ROUNDED_BYTES)) if first else set()  # what bench/kv.py draws is the first of these
+    chosen = [text for text in listed[first:] if text not in drawn]
+    read = texts.read(tokenizer, chosen[:most], chat=name == "tinychat")
     return [ids[:LENGTH] for ids in read.documents if len(ids) > 2]
 
 

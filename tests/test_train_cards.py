@@ -22,7 +22,7 @@ from tools.train.corpus.chat_phrases import phrases
 from tools.train.corpus.rows import write
 from tools.train.evaluation import chats, targets, texts
 from tools.train.evaluation.lm import LanguageModel
-from tools.train.spec import names
+from tools.train.spec import load, names
 
 CURVE = [[10, 5.0, 5.1], [20, 3.0, 3.2], [30, 2.5, 2.75]]
 SOURCES = [
@@ -101,6 +101,7 @@ def test_evaluation_and_card(models: Path, work: Path, name: str, capsys: pytest
     assert page.startswith("---\nlicense: apache-2.0\n")
     assert f"{text['bits_per_byte']:.3f}" in page and f"{text['xz_9']:.3f}" in page
     assert f"{found['parameters']:,}" in page and "2.7512" in page and "some GPU" in page
+    assert ("**Trained to stand rounding**" in page) == (name in card_words.WITHOUT)
     assert page.count("**missed**") == sum(not target["met"] for target in found["targets"])
     assert ("alpha 1.0" in page) == (name != "tinygpt2") and "empty" not in page
     assert page == card.card(card.Records.read(name, models / name, work / "data" / "sources.json"), models / name)
@@ -111,6 +112,8 @@ def test_a_card_for_every_model() -> None:
     for words in (card_words.TAGS, card_words.SHOW, card_words.LIMITS, evaluate.TASKS):
         assert sorted(words) == names()
     assert set(targets.TARGETS) <= set(names())
+    sturdy = {name for name in names() if load(name).recipe.noise or load(name).recipe.logit_limit}
+    assert set(card_words.WITHOUT) == sturdy, "what standing rounding costs is said of all that were trained for it"
 
 
 def test_samples_are_fenced_whatever_they_say() -> None:

@@ -64,6 +64,7 @@ def card(records: Records, folder: Path) -> str:
         sections.opening(spec),
         sections.shape(open_model(folder), spec),
         sections.training(spec, records.training, CURVE),
+        sections.sturdiness(spec, records.training, evaluation),
         sections.quality(evaluation),
         sections.tasks(evaluation),
         sections.samples(evaluation),

@@ -9,7 +9,7 @@ from typing import Any
 
 from allotrope.models.model import Model
 from tools.train import models
-from tools.train.card_words import KINDS, LIMITS, SHOW, STORIES, TAGS
+from tools.train.card_words import KINDS, LIMITS, SHOW, STORIES, TAGS, WITHOUT
 from tools.train.spec import Spec
 
 Record = Mapping[str, Any]
@@ -152,6 +152,32 @@ def polish(record: Record) -> str:
         f"{record['held_out_loss'] - before:+.4f} nats on held-out text; with weights in int4, groups of 32, the "
         f"held-out loss is {second['held_out_rounded']:.4f}."
     )
+
+
+def sturdiness(spec: Spec, record: Record, evaluation: Record) -> str:
+    """What training did so that the model stands rounding, and what that cost."""
+    recipe = {"noise": 0.0, "logit_limit": 0.0, **record["spec"]["recipe"]}  # older records have neither
+    how = []
+    if recipe["noise"]:
+        how.append(f"each gradient is taken with all block weights off by up to {recipe['noise'] / 2:g} steps of int4")
+    if recipe["logit_limit"]:
+        how.append(f"a head's attention logits for a token are held within {recipe['logit_limit']:g} of each other")
+    if not how:
+        return ""
+    said = f"**Trained to stand rounding**: {', and '.join(how)} (`tools/train/sturdy.py`)."
+    if (before := WITHOUT.get(spec.name)) is not None:
+        now = evaluation["text"]["bits_per_byte"]
+        costs = ", ".join(
+            f"{name} {evaluation['rounded']['formats'][name]['perplexity_cost']:+.1%} (before: {cost:+.1%})"
+            for name, cost in before.items()
+            if name != "bits_per_byte"
+        )
+        said += (
+            f" That makes the model itself worse: {now:.3f} bits per byte, where the same recipe without it reached "
+            f"{before['bits_per_byte']:.3f} on the same text. What it buys is perplexity when weights are rounded to "
+            f"nearest: {costs}."
+        )
+    return said
 
 
 def quality(evaluation: Record) -> str:

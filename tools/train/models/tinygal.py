@@ -53,5 +53,5 @@ SPEC = Spec(
     tokenizer=TOKENIZER,
     vocabulary=Vocabulary("galactica", 2048),
     parts=PARTS,
-    recipe=Recipe(steps=3400, rows=48, window=2048),
+    recipe=Recipe(steps=3400, rows=48, window=2048, noise=1.0, logit_limit=24.0),
 )
