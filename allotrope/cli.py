@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -124,8 +125,10 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(f"--seed is {args.seed}", remedy="give a whole number from 0 to 2**63 - 1")
     args.command = shlex.join(["allotrope", *arguments])  # kept with what it finds
     out = Output(as_json=args.json, quiet=args.quiet)
-    with settings.keeping_in(args.cache_dir):
-        code: int = importlib.import_module(f"allotrope.commands.{verb}").run(args, out)
+    module = importlib.import_module(f"allotrope.commands.{verb}")
+    work = getattr(module, "WORK", None)  # what a verb does that may take long before anything is shown
+    with settings.keeping_in(args.cache_dir), out.progress(None, work) if work else nullcontext():
+        code: int = module.run(args, out)
     sys.stdout.flush()
     return code
 

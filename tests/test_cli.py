@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from allotrope import __version__, cli, settings
+from allotrope.commands import output
 from allotrope.commands.output import WIDTH, Output, count_text, rate_text, time_text
 from allotrope.units import bytes_text
 
@@ -177,3 +178,35 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
         f"{sys.executable} -m allotrope --help | true", shell=True, capture_output=True, text=True, check=False
     )
     assert "Traceback" not in done.stderr
+
+
+def test_work_that_says_nothing_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds in (("_SHOW_AFTER_S", 0.0), ("_SILENCE_S", 0.05), ("_LOOK_S", 0.01)):
+        monkeypatch.setattr(output, name, seconds)
+    out = Output(as_json=True)
+    with out.progress(None, "proving"):
+        time.sleep(0.3)
+        with out.progress(4, "walking") as bar:
+            bar.advance()
+            time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "proving: 0 s" and lines[-1] == "walking: 25%, 0 s"
+    assert 4 <= len(lines) <= 14, "once in a while, and the innermost alone"
+    time.sleep(0.1)
+    assert not capsys.readouterr().err, "it ends with the work"
+
+
+def test_a_line_amid_a_bar_begins_at_the_margin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "_SHOW_AFTER_S", 0.0)
+    out = Output(as_json=True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with out.progress(2, "building") as bar:
+        bar.advance()
+        out.line("int8 was refused")
+    wiped = "\r" + " " * (WIDTH - 1) + "\r"
+    drawn, said = capsys.readouterr().err.split(wiped)
+    assert "50%" in drawn and said == "int8 was refused\n"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from allotrope.ablate.setting import Setting
     from allotrope.ablate.speed import Cell
 
+WORK = "ablating"
 HELP = (
     "What each part of an engine buys: the engine that `build` makes with these\n"
     "options, with each part taken out, and each part added to the reference plan.\n"

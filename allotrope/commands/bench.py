@@ -9,6 +9,7 @@ from allotrope.commands import bench_grid, bench_load, generation
 from allotrope.commands.output import Output
 from allotrope.errors import UsageError
 
+WORK = "benchmarking"
 HELP = (
     "How fast an engine is beside the machine's limit, and beside other runtimes.\n"
     "Over a grid of batch sizes and lengths; or (--load) tokens per second and\n"

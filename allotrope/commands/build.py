@@ -16,6 +16,7 @@ from allotrope.commands.output import Output, time_text
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.units import bytes_text
 
+WORK = "building"
 HELP = "Pick the fastest kernels that are also right here, and write an engine folder."
 
 _BLOCK = r"^blocks\.\d+\."

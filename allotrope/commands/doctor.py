@@ -13,6 +13,7 @@ from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
 from allotrope.units import bytes_text
 
+WORK = "looking at the machine"
 HELP = "What this machine can do: its device, its measured ceilings, which tactics it\ncan run and why not others."
 
 

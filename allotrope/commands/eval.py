@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from allotrope.eval import code, perplexity
     from allotrope.eval.sides import Sides
 
+WORK = "evaluating"
 HELP = (
     "An engine beside its original in transformers. --text: perplexity over strided\n"
     "windows, and how far the distributions over each next token are apart. --code:\n"

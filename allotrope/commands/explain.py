@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from allotrope.hw.peaks import Ceilings
     from allotrope.runtime.options import RuntimeOptions
 
+WORK = "explaining"
 HELP = (
     "Where an answer's time goes: each op beside the least that it could take, why it\n"
     "runs on its tactic, and what the host did in between. Prompts are random tokens.\n"

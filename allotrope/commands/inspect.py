@@ -15,6 +15,7 @@ from allotrope.models.model import Model, open_model
 from allotrope.ops.kv_rows import COMPUTE, NARROW
 from allotrope.units import bytes_text
 
+WORK = "inspecting"
 HELP = "What a checkpoint is, its bytes, and the fastest that it could run here."
 _FORMATS = ("int8", "int4", "fp8")
 _DTYPES = ("fp32", "fp16", "bf16")

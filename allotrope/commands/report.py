@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from allotrope.report.blocks import Plot
     from allotrope.report.contents import Account, Comparison
 
+WORK = "writing the report"
 HELP = (
     "One offline HTML file from engines' folders and what verify, bench, summarize,\n"
     "eval, ablate and explain kept there. It computes nothing: what was not measured\n"

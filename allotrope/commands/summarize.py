@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from allotrope.eval.sides import Sides
     from allotrope.eval.summaries import Asked, Found
 
+WORK = "summarizing"
 HELP = (
     "Summaries of the same articles by an engine and by its original in transformers,\n"
     "in one run: ROUGE of both, paired by article, with a 95 % interval and the least\n"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from allotrope.verify.records import Attribution
     from allotrope.verify.session import Result
 
+WORK = "verifying"
 HELP = (
     "The verdict: identical, within rounding, close or degraded. Compares an engine\n"
     "with the original in transformers, on the same tokens, and keeps the result in\n"
