@@ -21,7 +21,7 @@ from allotrope.hw.detect import detect
 from allotrope.models.model import Model, open_model
 from allotrope.verify.original import oracle
 from allotrope.verify.session import Question, verify
-from allotrope.verify.verdict import IDENTICAL
+from allotrope.verify.verdict import IDENTICAL, WITHIN
 from tools.train import card
 from tools.train.corpus.forms import TLDR, docsum_prompt, pages
 from tools.train.corpus.sources import read_list, refuse_unless_allowed
@@ -184,6 +184,38 @@ def test_its_engine_is_identical(name: str, tmp_path: Path) -> None:
     assert False not in judged.values()
     if name in NATIVE:
         assert judged["token ids"] is True
+
+
+CODES: dict[str, dict[str, Any]] = {
+    "blocks of their own": {"keep": ["blocks.0.*=int8", "blocks.1.mlp.down=int4", "blocks.2.*=fp8", "blocks.3.*=fp16"]},
+    "int8 products": {"weights": "int8", "activations": "int8", "without": "smooth", "kv": "int8"},
+    "fp8 products": {"weights": "fp8", "activations": "fp8", "without": "smooth", "kv": "fp8"},
+}
+INT4: dict[str, dict[str, Any]] = {  # the draft model's 48 channels fit no group
+    "int4": {"weights": "int4"},
+    "int4, asymmetric": {"weights": "int4", "asymmetric": True},
+    "int4 products": {"weights": "int4", "activations": "int8", "without": "smooth"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [
+        pytest.param(name, codes, marks=() if codes == "blocks of their own" else pytest.mark.slow)
+        for name in NAMES
+        for codes in (*CODES, *INT4)
+        if name != "tinygal-draft" or codes in CODES
+    ],
+)
+def test_its_engine_in_codes_computes_what_they_say(name: str, codes: str, tmp_path: Path) -> None:
+    """Rounded to nearest: what verify calls the implementation is how the engine computes, not what rounding costs."""
+    asked = {**CODES, **INT4}[codes]
+    method = {"method": "nearest"} if "weights" in asked else {}
+    options = {"device": "cpu", "dtype": "fp32", "tune": "off", "threads": 1}
+    build(str(MODELS / name), tmp_path / "engine", **options, **asked, **method)
+    found = verify(tmp_path / "engine", Question(threads=1, new_tokens=8)).findings
+    assert found.implementation in (IDENTICAL, WITHIN), found.located
+    assert found.cost is not None
 
 
 @pytest.mark.parametrize("name", NAMES)

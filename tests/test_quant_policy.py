@@ -209,6 +209,14 @@ REFUSED = [
     ),
     ({"weights": "int4", "activations": "fp8"}, "--activations is fp8, and --weights is int4; fp8 meets fp8"),
     ({"weights": "int8", "activations": "int4"}, "--activations is 'int4'; choose int8, fp8"),
+    (
+        {"weights": "int8", "without": "smooth"},
+        "without is smooth, which serves narrow activations alone, and activations stay wide; add --activations int8",
+    ),
+    (
+        {"weights": "int8", "without": "centre"},
+        "without is centre, which serves narrow keys and values alone, and keys and values stay wide; add --kv int8",
+    ),
     ({"keep": ("blocks.0.*",)}, "--keep is 'blocks.0.*'; give PATTERN=FORMAT, as in 'blocks.0.*=wide'"),
     ({"keep": ("=int8",)}, "--keep is '=int8'; give PATTERN=FORMAT"),
     ({"keep": ("*=int5",)}, "--keep is '*=int5': 'int5' is no format; formats are wide, fp32, fp16, bf16, int8, int4,"),

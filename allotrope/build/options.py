@@ -73,6 +73,7 @@ class BuildOptions:
         if self.plus and self.plan != "reference":
             problem = f"plus is {','.join(self.plus)}, and the plan is not the reference, which parts are added to"
             raise UsageError(problem, where="build", remedy="add --plan reference, or leave --plus out")
+        self._check_left_out()
         if not all(isinstance(text, str) for text in self.keep):
             remedy = "give PATTERN=FORMAT, or a list of them"
             raise UsageError(f"keep is {list(self.keep)!r}", where="build", remedy=remedy)
@@ -84,6 +85,13 @@ class BuildOptions:
             from allotrope.quant.policy import Wanted
 
             Wanted(**self.wanted)
+
+    def _check_left_out(self) -> None:
+        """What would not be done anyhow cannot be left out."""
+        for part, name, what in (("smooth", "activations", "activations"), ("centre", "kv", "keys and values")):
+            if part in self.without and getattr(self, name) is None:
+                problem = f"without is {part}, which serves narrow {what} alone, and {what} stay wide"
+                raise UsageError(problem, where="build", remedy=f"add --{name} int8, or leave it out")
 
     @property
     def wanted(self) -> dict[str, Any]:
