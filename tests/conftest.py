@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,12 @@ def assets() -> Path:
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("ALLOTROPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _patient_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a verb prints does not depend on how busy the machine is."""
+    monkeypatch.setattr("allotrope.commands.output._SILENCE_S", math.inf)
 
 
 @pytest.fixture(scope="module")

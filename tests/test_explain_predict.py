@@ -144,6 +144,9 @@ def test_made_up_weights_lie_as_real_ones_do_and_give_finite_values(
             assert (array.shape, array.nbytes) == (entry.shape, entry.nbytes) and array is dressed.array(entry.name)
     norms = dressed.array("blocks.0.attn.norm.weight").astype(np.float64)
     assert norms.std() > 0
+    scales = [dressed.array(name) for name in plan.weights if name.endswith(".scales")]
+    assert scales or words in ("wide,dtype=bf16", "bf16", "kv=int8")
+    assert all(1e-4 < one.min() <= one.max() < 1e-3 for one in scales), "0.02 times a code saturates what follows"
     run = rehearse(wide, found.manifest, plan, Asked(2, 9, 4), setting.options, setting.device, 0)
     assert len(run.seen.lives) == 2 and all(life.reason == "length" for life in run.seen.lives.values())
     steps = [one.call_s for one in run.seen.steps]

@@ -216,6 +216,21 @@ def test_a_long_field_and_a_mark_of_byte_order_are_read(tmp_path: Path) -> None:
     assert one == articles.Article("7", long, 'a, "b"\nc')
 
 
+def test_a_blank_text_is_left_out_and_the_rest_is_read(tmp_path: Path) -> None:
+    path, said = tmp_path / "t.csv", list[str]()
+    path.write_text(TABLE + '1,,three\n2," \n ",three\n3,two,\n4,two,three\n5,,\n6,two,three\n', encoding="utf-8")
+    assert [one.id for one in articles.read(path, 1, said.append)] == ["4"]
+    assert said == [
+        f"{path}, line 2: article is blank; left out",
+        f"{path}, line 4: article is blank; left out",
+        f"{path}, line 5: highlights is blank; left out",
+    ]
+    assert [one.id for one in articles.read(path, 9)] == ["4", "6"]
+    path.write_text(TABLE + "1,,three\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"no row with a text in it; give at least one article"):
+        articles.read(path, 9)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # beside others' work
 def test_on_docsum_in_int4_the_interval_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

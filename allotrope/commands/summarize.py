@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     began = time.perf_counter()
     names = ("data", "examples", "max_output", "max_input", "batch_size", "prompt", "stem", "threshold", "seed")
     asked = Asked(**{name: getattr(args, name) for name in names})
-    articles, scorer = read_articles(asked), rouge.scorer(stem=asked.stem)
+    articles, scorer = read_articles(asked, out.sentence), rouge.scorer(stem=asked.stem)
     if args.out is not None:
         results.make_folder(args.out)
     sides = _open(args, asked, out)

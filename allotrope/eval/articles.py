@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,8 @@ class Prompt:
     cut: int
 
 
-def read(path: Path, most: int) -> list[Article]:
-    """The first `most` rows."""
+def read(path: Path, most: int, said: Callable[[str], None] = lambda line: None) -> list[Article]:
+    """The first `most` rows that have something to summarise and to compare with; `said` hears of the others."""
     csv.field_size_limit(_LONGEST_FIELD)
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     found = list[Article]()
@@ -55,11 +56,19 @@ def read(path: Path, most: int) -> list[Article]:
             if None in values:
                 where = f"{path}, line {rows.line_num}"
                 raise UsageError("a row with fewer fields than columns", where=where, remedy="mend it or leave it out")
+            blank = next((name for name in COLUMNS[1:] if not row[name].strip()), None)
+            if blank is not None:
+                said(f"{path}, line {rows.line_num}: {blank} is blank; left out")
+                continue
             found.append(Article(*values))
     except csv.Error as error:
         raise UsageError(f"not a CSV: {error}", where=f"{path}, line {rows.line_num}") from error
     if not found:
-        raise UsageError("no rows in it", where=str(path), remedy="give at least one article")
+        raise UsageError(
+            "no rows in it" if rows.line_num < 2 else "no row with a text in it",
+            where=str(path),
+            remedy="give at least one article",
+        )
     return found
 
 

@@ -183,6 +183,6 @@ def _room(sides: Sides, asked: Asked, *, chat: bool) -> int:
     return asked.max_input
 
 
-def read_articles(asked: Asked) -> list[Article]:
-    """The articles; said before an engine is opened, or even built."""
-    return read(asked.data, asked.examples)
+def read_articles(asked: Asked, said: Callable[[str], None]) -> list[Article]:
+    """The articles, before an engine is opened, or even built; `said` hears of those that are left out."""
+    return read(asked.data, asked.examples, said)

@@ -15,7 +15,7 @@ import numpy as np
 from allotrope.artifact import layout
 from allotrope.artifact.engine import Engine
 from allotrope.artifact.manifest import Manifest
-from allotrope.artifact.plan import Plan
+from allotrope.artifact.plan import Plan, Weight
 from allotrope.explain.drive import Asked, Run, clocked
 from allotrope.hw.device import Device
 from allotrope.ops.packing import RawArray
@@ -26,6 +26,9 @@ _DISTINCT = 1 << 30  # bytes of weights with memory of their own: far beyond any
 _BLOCK = 1 << 20  # values that are drawn; the rest repeats them
 _BYTES = (0x3C, 0xBC)  # of packed codes and their scales: 1.06 in fp16, ±0.0115 in bf16 and fp32, never NaN or denormal
 _BF16 = 16  # bits that it lacks of fp32
+_MATRIX, _NORM, _BIAS, _SCALES = "matrix", "norm", "bias", "scales"
+# Mean and spread of what is drawn: a model's own sizes. Values far beyond them would end in denormals, which are slow.
+_DRAWN = {_MATRIX: (0.0, 0.02), _NORM: (1.0, 0.1), _BIAS: (0.0, 0.02), _SCALES: (5e-4, 5e-5)}  # scales: of codes to 127
 _MOST_SEQS = 4096  # that a runtime takes
 RUNS = 7
 
@@ -37,14 +40,15 @@ class Dressed(Engine):
         super().__init__(path, replace(described, plan=plan))
         self._random = np.random.default_rng(0)
         self._made: dict[str, RawArray] = {}
-        self._alike: dict[tuple[str, tuple[int, ...]], RawArray] = {}
+        self._alike: dict[tuple[str, str, tuple[int, ...]], RawArray] = {}
         self._bytes = 0
 
     def array(self, name: str) -> RawArray:
         """A weight, made when it is first asked for."""
         if name not in self._made:
             weight = self.manifest.plan.weights[name]
-            key = layout.stored_dtype(self.manifest.plan, weight), layout.packed_shape(weight)
+            shape = layout.packed_shape(weight)
+            key = _role(weight, shape), layout.stored_dtype(self.manifest.plan, weight), shape
             if key not in self._alike or self._bytes < _DISTINCT:
                 self._alike[key] = self._drawn(*key)
                 self._bytes += self._alike[key].nbytes
@@ -54,17 +58,21 @@ class Dressed(Engine):
     def forget(self) -> None:
         """There is no file that it could come back from."""
 
-    def _drawn(self, dtype: str, shape: tuple[int, ...]) -> RawArray:
-        """Matrices are small around zero, norms around one."""
+    def _drawn(self, role: str, dtype: str, shape: tuple[int, ...]) -> RawArray:
         carrier = np.dtype(layout.STORED[dtype][1])
         count = min(math.prod(shape), _BLOCK)
         if carrier.kind in "iu" and dtype != "bf16":
             block = self._random.choice(np.array(_BYTES, np.uint8), count * carrier.itemsize).view(carrier)
         else:
-            scale = 0.02 if len(shape) > 1 else 0.1
-            wide = (self._random.standard_normal(count) * scale + (len(shape) == 1)).astype(np.float32)
+            wide = self._random.normal(*_DRAWN[role], count).astype(np.float32)
             block = (wide.view(np.uint32) >> _BF16).astype(np.uint16) if dtype == "bf16" else wide.astype(carrier)
         return np.resize(block, shape)
+
+
+def _role(weight: Weight, shape: tuple[int, ...]) -> str:
+    """What a weight is, by its name and shape."""
+    last = weight.parts[0][0].rpartition(".")[2]
+    return last if last in (_BIAS, _SCALES) else _MATRIX if len(shape) > 1 else _NORM
 
 
 def rehearse(
