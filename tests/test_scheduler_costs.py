@@ -5,6 +5,7 @@ python -m tests.test_scheduler_costs
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -68,7 +69,13 @@ def times_of(rows: int, steps: int) -> list[float]:
 
 def test_a_step_of_64_rows_is_scheduled_quickly() -> None:
     """At most 150 µs for plan and commit of 64 rows that decode."""
-    assert min(times_of(64, 120)) < 150e-6  # the least of many: the machine may be busy
+    gc.collect()
+    gc.freeze()  # what the other tests of this process left behind is not the scheduler's to look through
+    try:
+        least = min(min(times_of(64, 120)) for _ in range(5))  # the least of many: the machine may be busy
+    finally:
+        gc.unfreeze()
+    assert least < 150e-6
 
 
 def test_many_groups_at_once_are_admitted_in_time_that_grows_with_them() -> None:
