@@ -19,6 +19,7 @@ from allotrope.runtime.scheduler import Scheduler
 from allotrope.runtime.step import StepOutput
 
 LIMITS = Limits(100, 2048, (7,))
+PACE_S = 0.7e-3  # `pace` of the machine that the bound of 150 µs was set on, which takes 90
 
 
 def output_of(rows: int) -> StepOutput:
@@ -67,15 +68,29 @@ def times_of(rows: int, steps: int) -> list[float]:
     return times
 
 
+def pace() -> float:
+    """Seconds that a hundred thousand small operations of plain Python take, the least of many: what the machine is."""
+
+    def took() -> float:
+        found: list[int] = []
+        start = time.perf_counter()
+        for i in range(50_000):
+            found.append(i)
+        return time.perf_counter() - start
+
+    return min(took() for _ in range(20))
+
+
 def test_a_step_of_64_rows_is_scheduled_quickly() -> None:
-    """At most 150 µs for plan and commit of 64 rows that decode."""
+    """At most 150 µs for plan and commit of 64 rows that decode; on a slower machine, what that is there."""
     gc.collect()
     gc.freeze()  # what the other tests of this process left behind is not the scheduler's to look through
     try:
         least = min(min(times_of(64, 120)) for _ in range(5))  # the least of many: the machine may be busy
+        usual = pace() / PACE_S
     finally:
         gc.unfreeze()
-    assert least < 150e-6
+    assert least < 150e-6 * max(usual, 1)
 
 
 def test_many_groups_at_once_are_admitted_in_time_that_grows_with_them() -> None:
@@ -87,11 +102,11 @@ def test_many_groups_at_once_are_admitted_in_time_that_grows_with_them() -> None
         for number in range(groups):
             first, *others = [new_request(8 * number + i, [number % 20, 3], params, LIMITS, index=i) for i in range(8)]
             scheduler.submit_group(first, others)
-        start = time.perf_counter()
+        start = time.thread_time()
         scheduler.plan_step()
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
-    assert min(took(800) for _ in range(3)) < 12 * min(took(100) for _ in range(3))
+    assert min(took(800) for _ in range(3)) < 24 * min(took(100) for _ in range(3))  # each with each would be 64
 
 
 def main() -> None:
