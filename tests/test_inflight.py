@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from allotrope import native
 from allotrope.api import LLM
 from allotrope.bench.drive import drive
 from allotrope.bench.lengths import Lengths
@@ -106,6 +107,22 @@ def test_in_flight_batching_decodes_faster(stories: Path, assets: Path) -> None:
         jobs = trace(assets, llm, 96)
         in_flight(llm, jobs)
         assert gain(llm, jobs, time.process_time) >= 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_native_core_carries_the_trace_ten_times_as_fast(stories: Path, assets: Path, tmp_path: Path) -> None:
+    """Prompts included, with the same slots; one thread's own time, others' work left out."""
+    if (why := native.why_not()) is not None:
+        pytest.skip(why)
+    build(str(assets / "stories260K"), tmp_path / "eager", device="cpu", dtype="fp32", threads=1, executor="eager")
+    taken = []
+    for engine in (tmp_path / "eager", stories):
+        with LLM(engine, threads=1, max_num_seqs=SLOTS, kv_memory="64MiB") as llm:
+            jobs = trace(assets, llm, 96)
+            in_flight(llm, jobs[:SLOTS])
+            taken.append(min(seconds(lambda: in_flight(llm, jobs), time.process_time) for _ in range(3)))
+    assert taken[0] >= 10 * taken[1]
 
 
 @pytest.mark.gpu
