@@ -93,7 +93,7 @@ def test_tiny_models_as_built(tmp_path: Path, kind: str, tune: str, dtype: str) 
     assert_own_bits(built.path)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_trained_model_as_built(assets: Path, tmp_path: Path, dtype: str) -> None:
     assert_own_bits(build(str(assets / "stories260K"), tmp_path / "e", device="cpu", dtype=dtype, threads=1).path)
 

@@ -74,7 +74,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 def test_a_changed_plan_is_the_one_that_a_build_makes(found: Explained, tmp_path: Path) -> None:
     """Calls, tactics, fusions and weights, without a weight being read."""
     for words, options in (
-        ("int8", {"weights": "int8"}),
         ("int4,group-size=64,asymmetric=true", {"weights": "int4", "group_size": 64, "asymmetric": True, **NEAREST}),
         ("int8,activations=int8", {"weights": "int8", "activations": "int8", "calibration_tokens": 512}),
         ("bf16,kv=int8", {"weights": "bf16", "kv": "int8"}),

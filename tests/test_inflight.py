@@ -81,6 +81,11 @@ def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_co
     return clock() - began
 
 
+def processor_seconds(llm: LLM, jobs: Sequence[Job]) -> float:
+    """The least of three runs, in time of this process's own, so that others' work is left out."""
+    return min(seconds(lambda: in_flight(llm, jobs), time.process_time) for _ in range(3))
+
+
 def gain(llm: LLM, jobs: Sequence[Job], clock: Callable[[], float]) -> float:
     """How many times as many of the wanted tokens in-flight batching gives per second. Best of several, in turn."""
     taken = [
@@ -121,7 +126,7 @@ def test_the_native_core_carries_the_trace_ten_times_as_fast(stories: Path, asse
         with LLM(engine, threads=1, max_num_seqs=SLOTS, kv_memory="64MiB") as llm:
             jobs = trace(assets, llm, 96)
             in_flight(llm, jobs[:SLOTS])
-            taken.append(min(seconds(lambda: in_flight(llm, jobs), time.process_time) for _ in range(3)))
+            taken.append(processor_seconds(llm, jobs))
     assert taken[0] >= 10 * taken[1]
 
 
@@ -193,7 +198,8 @@ def test_scheduling_costs_little() -> None:
     assert min(medians) <= 150e-6, medians
 
 
-def test_memory_is_flat_over_ten_thousand_requests() -> None:
+@pytest.mark.parametrize("thousands", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_memory_is_flat_over_thousands_of_requests(thousands: int) -> None:
     """Whoever has ended leaves nothing behind but counters; the prefix cache stays within its pages."""
     scheduler = Scheduler(400, 16, 32, 512, 256)
     loop = Loop(Fake(), scheduler, absent(), Limits(300, 256))
@@ -210,9 +216,9 @@ def test_memory_is_flat_over_ten_thousand_requests() -> None:
 
     tracemalloc.start()
     try:
-        held = [thousand(seed) for seed in range(10)]
+        held = [thousand(seed) for seed in range(thousands)]
     finally:
         tracemalloc.stop()
     counted = scheduler.metrics()
-    assert counted.finished == {"length": 10_000} and counted.pages_used == 0
-    assert max(held[3:]) - held[2] < 50_000, held  # over 7,000 requests: less than a pointer for each
+    assert counted.finished == {"length": 1000 * thousands} and counted.pages_used == 0
+    assert max(held[2:]) - held[1] < 7000 * (thousands - 2), held  # less than a pointer for each

@@ -198,10 +198,13 @@ INT4: dict[str, dict[str, Any]] = {  # the draft model's 48 channels fit no grou
 }
 
 
+QUICK_ONES = [(name, "blocks of their own") for name in ("tinygpt2", "tinygal-draft")]
+
+
 @pytest.mark.parametrize(
     ("name", "codes"),
     [
-        pytest.param(name, codes, marks=() if codes == "blocks of their own" else pytest.mark.slow)
+        pytest.param(name, codes, marks=() if (name, codes) in QUICK_ONES else pytest.mark.slow)
         for name in NAMES
         for codes in (*CODES, *INT4)
         if name != "tinygal-draft" or codes in CODES

@@ -34,8 +34,13 @@ MIXED = ["blocks.0.*=int8", "blocks.1.*=int4", "blocks.2.*=fp8", "blocks.2.attn.
 # The two answers
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, "fp32") for kind in FAMILIES),
+        *(pytest.param(kind, "bf16", marks=() if kind in ("gpt2", "llama") else pytest.mark.slow) for kind in FAMILIES),
+    ],
+)
 def test_every_family_computes_what_its_weights_say(narrow: Narrow, kind: str, dtype: str) -> None:
     mixed = MIXED if dtype == "fp32" else MIXED[:-1]
     found = asked(narrow(kind, dtype, keep=mixed)).findings
