@@ -100,7 +100,7 @@ def _module(stored: Stored, shape: tuple[int, ...], seed: int, dtype: str) -> tu
     if stored.floating:
         codes = [[code if code & 0x7F != 0x7F else 0 for code in row] for row in grid(outputs, inputs, 0, 255, seed)]
         values = torch.tensor(codes, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-        meant = values * np.array([[real(row[0])] for row in scales], np.float32)
+        meant = values * np.array([[real(row[group]) for group in order] for row in scales], np.float32)
     else:
         meant = dequantised(codes, zeros, scales, order, np.float32)
     if stored.method == "gptq":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from allotrope import settings, tokenizers
+from allotrope.artifact.engine import open_engine
 from allotrope.artifact.plan import Plan
 from allotrope.build import build
 from allotrope.build.blocks import Blocks
@@ -20,14 +23,18 @@ from allotrope.errors import NumericalError, UsageError
 from allotrope.hw.detect import detect
 from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
-from allotrope.quant import sensitivity, streamed
+from allotrope.quant import columns, sensitivity, streamed
 from allotrope.quant.calibrate import Narrower, Streams, effective, rounded_input
 from allotrope.quant.finished import Finished
+from allotrope.quant.formats import Format
 from allotrope.quant.groups import groups
 from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.quant.seen import Seen
+from allotrope.verify.drive import Driver
 from allotrope.verify.original import oracle
+from tests.narrow_kit import checkpoint
 from tests.tiny import KINDS, tiny
+from tests.verifying import VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,6 +219,24 @@ def test_a_bound_on_kl_holds_on_other_text(monkeypatch: pytest.MonkeyPatch) -> N
     assert cost(frozenset(kept.narrow)) <= bound < cost(frozenset(chosen.narrow))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_narrow_head_has_its_part_of_the_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Tied to the embedding or not, what is measured for it is what its engine costs."""
+    source, asked = checkpoint(kind, tmp_path / "ckpt"), {"wide": (), "narrow": ("head=int4",)}
+    whole = Whole(open_model(source))
+    engines = [build(str(source), tmp_path / name, keep=keep, **QUICK).path for name, keep in asked.items()]
+    driven = [Driver(open_engine(path), detect("cpu"), sequences=12, longest=LENGTH, tokens=192) for path in engines]
+    cost = float(sensitivity.kl(*(driver.walk(whole.ids.tolist()) for driver in driven)))
+    texts, chosen = streamed.Calibration(whole.ids, {}, tmp_path), policy(whole.plan, Wanted(keep=("head=int4",)))
+    streamed.streamed(whole.source, chosen, texts, smooth=False)
+    monkeypatch.setattr(sensitivity, "_RANKED", 6 * LENGTH)
+    found = sensitivity.ends(whole.source, chosen, texts, whole.ids, frozenset({"head"}))
+    exact = sensitivity.ends(whole.source, chosen, texts, whole.ids, frozenset())
+    assert float(sensitivity.kl(torch.stack(exact), torch.stack(found))) == pytest.approx(cost, rel=1e-3)
+    kept, told = sensitivity.widened(whole.source, chosen, texts, cost / 2)
+    assert told["parts"] == {"head": pytest.approx(cost, rel=0.3)} and told["wide"] == ["head"] and not kept.narrow
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     (
@@ -295,3 +320,35 @@ def test_weights_are_calibrated_alike_whatever_the_cache(tmp_path: Path) -> None
         built = build(str(BUNDLED / "tinygal-draft"), tmp_path / name, **asked, **given)
         found.append([error["noise"] for error in built.manifest.evidence["quantisation"]["weights"]])
     assert found[0] == found[1]
+
+
+def test_a_layer_in_16_bits_has_its_row_though_it_was_scaled(tmp_path: Path) -> None:
+    """Beside codes it shares their input, whose scales are folded into it."""
+    source, asked = checkpoint("llama", tmp_path / "ckpt"), {"weights": "int4", "method": "awq", "keep": "*.up=fp16"}
+    (source / "bytes.json").write_text(json.dumps({"vocab_size": VOCAB}))
+    found = build(str(source), tmp_path / "engine", calibration_tokens=512, **asked, **QUICK)
+    told = found.manifest.evidence["quantisation"]
+    assert any("up" in group["group"] and "exponent" in group for group in told["calibration"]["groups"])
+    assert sum(row["format"] == "fp16" for row in told["weights"]) == 3
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_recordings_end_with_the_quantisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """On a GPU each holds memory for as long as it is kept, and so nobody else has it."""
+    whole = Whole(open_model(tiny("llama", tmp_path / "ckpt")))
+    monkeypatch.setattr(columns, "_Recording", lambda *given: object())
+
+    def block(*given: Any) -> None:
+        cpu = torch.device("cpu")
+        columns._recording(torch.Size((2, 2)), torch.float64, torch.float32, False, Format("int8"), cpu)
+        assert columns._recording.cache_info().currsize == 1
+        if interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(streamed, "_block", block)
+    texts, chosen = streamed.Calibration(whole.ids, {}, tmp_path), policy(whole.plan, Wanted("int8", method="gptq"))
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        streamed.streamed(whole.source, chosen, texts, smooth=False)
+    assert columns._recording.cache_info().currsize == 0

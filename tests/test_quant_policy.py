@@ -75,6 +75,19 @@ def test_groups_and_zeros_are_int4s_own() -> None:
         "int4", 32, False
     )
 
+    for weights in (None, "fp16"):  # which have no groups: then exceptions are who is meant
+        assert chosen(weights=weights, group_size=32, keep=("head=int8",)).formats["head"] == Format("int8", 32)
+    assert chosen(group_size=64, keep=("head=int4",)).formats["head"] == Format("int4", 64)
+    assert chosen(weights="int8", group_size=32, keep=("head=int8", "*.q=int4:64")).formats["head"] == Format(
+        "int8", 32
+    )
+
+
+def test_what_stands_outside_of_the_blocks_asks_for_no_calibration() -> None:
+    assert chosen(keep=("head=int4",)).method == "nearest"
+    assert chosen(weights="int8", keep=("head=int4",)).method == "nearest"
+    assert chosen(keep=("*.q=int4",)).method == "gptq"
+
 
 def test_the_compute_dtype_is_wide() -> None:
     assert set(chosen(plan(dtype="bf16"), weights="bf16").formats.values()) == {None}
@@ -247,6 +260,11 @@ OVER_A_PLAN = [
         "blocks.0.attn.q: group size is 128; it must divide the width, 64",
     ),
     ({"keep": ("*.down=int4:64",)}, plan(), "blocks.0.mlp.down: group size is 64; it must divide the width, 96"),
+    (
+        {"keep": ("head=int4",), "method": "gptq"},
+        plan(),
+        "--method is gptq, but no layer of the blocks is to be quantised, and others are rounded to nearest; leave it",
+    ),
     (
         {"weights": "fp16"},
         plan(dtype="bf16"),

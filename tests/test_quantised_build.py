@@ -115,6 +115,10 @@ NO_FORMAT = [
         Stored("gptq", 4, 16, True),
         "gptq weights (int4, groups of 16) are in groups that are no multiple of",
     ),
+    (
+        Stored(CT, 8, 32, True, form="float-quantized", floating=True, ignore=("lm_head",)),
+        "compressed-tensors weights (fp8, groups of 32) are in groups, and fp8 has one scale per row; --keep",
+    ),
 ]
 
 

@@ -154,6 +154,10 @@ def test_what_is_published_is_read(said: dict[str, Any], stored: Stored, number:
     assert (found.number, found.words) == (number, words)
 
 
+def test_what_older_tools_called_frozen_is_stored_alike() -> None:
+    assert parse({**compressed(), "quantization_status": "frozen"}) == parse(compressed())
+
+
 def test_groups_that_are_stored_alike_are_one() -> None:
     both = compressed()
     first = {**GROUP, "targets": ["re:.*q_proj"]}
@@ -237,7 +241,7 @@ REFUSED: list[tuple[Any, str]] = [
         {**compressed(), "kv_cache_scheme": {"num_bits": 8}},
         ".kv_cache_scheme is {'num_bits': 8}, which is not supported",
     ),
-    ({**compressed(), "quantization_status": "frozen"}, ".quantization_status is 'frozen'"),
+    ({**compressed(), "quantization_status": "calibration"}, ".quantization_status is 'calibration'"),
     ({**compressed(), "sparsity_config": {"format": "sparse-24-bitmask"}}, ".sparsity_config is {'format': 'sparse-24"),
     ({**compressed(), "transform_config": {"config_groups": {"u": {}}}}, ".transform_config is {'config_groups'"),
     ({**compressed(), "ignore": ["re:(?=x).*"]}, ".ignore is 're:(?=x).*', which is not supported: an expression is"),

@@ -62,10 +62,15 @@ class Made:
 
 
 class Streams:
-    """The hidden states of all batches between two blocks, of the wide model and of the narrow one."""
+    """The hidden states of all batches between two blocks, of the wide model and of the narrow one.
 
-    def __init__(self, plan: Plan, runs: Runs, policy: Policy, wide: list[torch.Tensor]) -> None:
-        self.wide, self.narrow = wide, list(wide)
+    The two begin alike, unless a narrow head is the embedding, too: then `narrow` is how the other begins.
+    """
+
+    def __init__(
+        self, plan: Plan, runs: Runs, policy: Policy, wide: list[torch.Tensor], narrow: list[torch.Tensor] | None = None
+    ) -> None:
+        self.wide, self.narrow = wide, list(wide if narrow is None else narrow)
         self._runs, self.tap = runs, rounded_input(policy)
         self.hidden = f"b:{plan.hidden}"
 
@@ -115,6 +120,10 @@ def rounded_input(policy: Policy, among: frozenset[str] | None = None) -> Tap:
         return rows.codes.float() * rows.scales
 
     return tap
+
+
+def unseen(call: Call, ins: Tensors) -> None:
+    """The tap that changes nothing."""
 
 
 class Narrower:

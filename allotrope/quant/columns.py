@@ -1,7 +1,8 @@
 """Some columns of a weight, rounded one after the other; each answers for the errors of those before it.
 
 That is some twenty small operations a column. A GPU computes them faster than a host can launch them one by one, so
-there they are recorded once for each shape and replayed: the same operations, and so the same codes.
+there they are recorded once for each shape and replayed: the same operations, and so the same codes. Recordings hold
+memory of the device until whoever quantises a model says that it is done (`forget_recordings`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def round_columns(
         return _one_by_one(values.clone(), upper, scales, zeros, form)
     recording = _recording(values.shape, values.dtype, scales.dtype, zeros is not None, form, values.device)
     return recording.replay(values, upper, scales, zeros)
+
+
+def forget_recordings() -> None:
+    """Give back what recordings hold; who rounds on is recorded anew."""
+    _recording.cache_clear()
 
 
 def _one_by_one(

@@ -65,6 +65,8 @@ def _format(stored: Stored, width: int) -> Format | str:
     if group == 0:
         allowed = ", ".join(map(str, GROUPS))
         return f"{stored.words} are in groups that are no multiple of {allowed}"
+    if group is not None and stored.number == "fp8":
+        return f"{stored.words} are in groups, and fp8 has one scale per row"
     return Format(_NAMES[stored.number], group, stored.symmetric)
 
 

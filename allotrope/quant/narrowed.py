@@ -78,8 +78,9 @@ class Gathered:
         self._lay_down(error.path, quantised)
         self._errors.append(error)
 
-    def __contains__(self, slot: str) -> bool:
-        return slot in self._arrays
+    def folded(self, slot: str) -> torch.Tensor | None:
+        """What `fold` was given for the slot."""
+        return torch.from_numpy(self._arrays[slot]().copy()) if slot in self._arrays else None
 
     def fold(self, slot: str, values: torch.Tensor) -> None:
         """A wide weight that is no longer the checkpoint's."""

@@ -27,6 +27,7 @@ WIDE = "wide"
 AS_STORED = "as stored"  # the method of a checkpoint that is quantised already
 _ACTIVATIONS = ("int8", "fp8")
 _MEET = {"int8": ("int8", "int4"), "fp8": ("fp8",)}  # activations → the weights whose codes they may meet
+_GROUPED = ("int8", "int4")
 _METHODS = ("auto", "nearest", "gptq", "awq")
 _STORES = {store.name: store for store in STORES}
 
@@ -61,7 +62,7 @@ class Wanted:
         kept = (exemption.form for exemption in self.exemptions if exemption.of_weights)
         named = [one for one in (self.form, *kept) if one is not None]
         names = {one.name for one in named}
-        if self.group_size is not None and not names & {"int8", "int4"}:
+        if self.group_size is not None and not names & {*_GROUPED}:
             problem = f"--group-size is {self.group_size}, but no weights are to be int8 or int4"
             raise UsageError(problem, remedy="add --weights int4")
         if self.asymmetric and "int4" not in names:
@@ -115,7 +116,9 @@ class Wanted:
         if name not in NAMES or (colon and size not in map(str, GROUPS)):
             words = f"{WIDE}, fp32, {', '.join(_STORES)}, {', '.join(NAMES)}, or as int4:64 with a group size"
             raise UsageError(f"--keep is {text!r}: {word!r} is no format", remedy=f"formats are {words}")
-        group = int(size) if colon else self.group_size if name == "int4" and self.weights == "int4" else None
+        # what --weights says of groups holds for its own format, and for exceptions where it has no groups itself
+        alike = name == self.weights or (self.weights not in _GROUPED and name in _GROUPED)
+        group = int(size) if colon else self.group_size if alike else None
         return Exemption(pattern, word, parse_format(name, group, not (self.asymmetric and name == "int4")))
 
 
@@ -255,10 +258,17 @@ def _kept(
 
 
 def _method(wanted: Wanted, formats: Mapping[str, Form]) -> str:
-    """The way onto the formats. GPTQ where calibration pays: for four bits, and beside activations, which need it."""
+    """The way onto the formats. GPTQ where calibration pays: for four bits, and beside activations, which need it.
+
+    What stands outside of the blocks is rounded to nearest, whatever the method.
+    """
+    inside = [form for path, form in formats.items() if path.startswith("blocks.") and isinstance(form, Format)]
+    if wanted.method in ("gptq", "awq") and not inside:
+        problem = f"--method is {wanted.method}, but no layer of the blocks is to be quantised, and others are rounded"
+        raise UsageError(f"{problem} to nearest", remedy="leave it out, or add --weights")
     if wanted.method != "auto":
         return wanted.method
-    four = any(isinstance(form, Format) and form.name == "int4" for form in formats.values())
+    four = any(form.name == "int4" for form in inside)
     return "gptq" if four or wanted.activations is not None else "nearest"
 
 

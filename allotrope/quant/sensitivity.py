@@ -17,7 +17,7 @@ import torch
 
 from allotrope.artifact.plan import Call
 from allotrope.errors import UsageError
-from allotrope.quant.calibrate import rounded_input
+from allotrope.quant.calibrate import Tap, rounded_input
 from allotrope.quant.formats import dequantise
 from allotrope.quant.policy import Policy
 from allotrope.quant.streamed import Calibration, Source, weight_slots
@@ -72,9 +72,16 @@ def ranking(ids: torch.Tensor) -> int:
 def _parts(
     source: Source, policy: Policy, calibration: Calibration, ids: torch.Tensor, advance: Callable[[], None]
 ) -> dict[str, float]:
-    """For each narrow layer the KL at the model's end when it alone is narrow."""
-    [base], hidden = source.embedded([ids]), f"b:{source.plan.hidden}"
-    states: dict[str, torch.Tensor] = {}
+    """For each narrow layer the KL at the model's end when it alone is narrow. A tied head is so in the embedding, too.
+
+    What stands outside of the blocks runs with codes in the places of all that it shares them with.
+    """
+    [base], hidden, outside = source.embedded([ids]), f"b:{source.plan.hidden}", source.outside(policy)
+
+    def alone(path: str) -> Tap:
+        return rounded_input(policy, frozenset({path}))
+
+    states = {path: source.embedded([ids], dict([codes]), alone(path))[0] for path, codes in outside.items()}
     for name, calls in source.plan.blocks():
         if not name.startswith("blocks."):
             continue
@@ -82,17 +89,18 @@ def _parts(
         for path, state in states.items():
             states[path] = source.runs.run(calls, weights, {hidden: state}, hidden)
         for path, (slot, narrow) in codes.items():
-            tap = rounded_input(policy, frozenset({path}))
-            states[path] = source.runs.run(calls, {**weights, slot: narrow}, {hidden: base}, hidden, tap=tap)
+            states[path] = source.runs.run(calls, {**weights, slot: narrow}, {hidden: base}, hidden, tap=alone(path))
         base = source.runs.run(calls, weights, {hidden: base}, hidden)
         advance()
     calls = _until_logits(list(source.plan.blocks())[-1][1])
     weights, wanted = source.weights(calls), calls[-1].outs["out"]
     exact = source.runs.run(calls, weights, {hidden: base}, wanted)
-    return {  # one after the other: logits of all at once are much for any machine
-        path: float(kl(exact, source.runs.run(calls, weights, {hidden: state}, wanted)))
-        for path, state in states.items()
-    }
+    parts = {}
+    for path, state in states.items():  # one after the other: logits of all at once are much for any machine
+        own = dict([outside[path]]) if path in outside else {}
+        found = source.runs.run(calls, {**weights, **own}, {hidden: state}, wanted, tap=alone(path))
+        parts[path] = float(kl(exact, found))
+    return parts
 
 
 def ends(
@@ -100,13 +108,15 @@ def ends(
 ) -> list[torch.Tensor]:
     """The logits of each sequence [length, vocab] with only these layers narrow, on the host."""
     hidden, tap = f"b:{source.plan.hidden}", rounded_input(policy, narrow)
-    states = source.embedded(list(torch.split(ids, max(1, _RANKED // ids.shape[1]))))
+    outside = dict(codes for path, codes in source.outside(policy).items() if path in narrow)
+    states = source.embedded(list(torch.split(ids, max(1, _RANKED // ids.shape[1]))), outside, tap)
     end = list(source.plan.blocks())[-1][0]
     for name, calls in source.plan.blocks():
         if name == "embed":
             continue
         weights, codes = _weights(source, policy, calibration, name, calls)
         weights |= {slot: values for path, (slot, values) in codes.items() if path in narrow}
+        weights |= {slot: values for slot, values in outside.items() if slot in weights}
         todo = _until_logits(calls) if name == end else calls
         wanted = todo[-1].outs["out"] if name == end else hidden
         states = [source.runs.run(todo, weights, {hidden: state}, wanted, tap=tap) for state in states]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan
 from allotrope.errors import BuildError
 from allotrope.models.model import Model
-from allotrope.quant.calibrate import Made, Narrower, Runs, Streams, effective
+from allotrope.quant.calibrate import Made, Narrower, Runs, Streams, Tap, effective, rounded_input, unseen
+from allotrope.quant.columns import forget_recordings
 from allotrope.quant.finished import Finished
 from allotrope.quant.formats import Format, dequantise
 from allotrope.quant.narrow import wide_weight
@@ -66,11 +68,23 @@ class Source:
         slots = (plans.name(slot) for call in calls for slot in call.ins.values() if plans.kind(slot) == "w")
         return {slot: wide_weight(self.model, slot, self.device) for slot in dict.fromkeys(slots)}
 
-    def embedded(self, batches: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The hidden states before the first block."""
+    def outside(self, policy: Policy) -> dict[str, tuple[str, torch.Tensor]]:
+        """For each narrow layer outside of the blocks its slot, and what its codes mean: they are the nearest."""
+        slots, found = weight_slots(self.plan), dict[str, tuple[str, torch.Tensor]]()
+        for path, form in policy.narrow.items():
+            if not path.startswith("blocks."):
+                codes = round_to_nearest(wide_weight(self.model, slots[path], self.device), form, path)
+                found[path] = slots[path], dequantise(codes, torch.float32)
+        return found
+
+    def embedded(
+        self, batches: list[torch.Tensor], narrow: Mapping[str, torch.Tensor] = MappingProxyType({}), tap: Tap = unseen
+    ) -> list[torch.Tensor]:
+        """The hidden states before the first block; `narrow` are other weights by slot, as of a table that is tied."""
         calls = [call for call in self.plan.calls if call.path.split(".")[0] == "embed"]
-        weights = self.weights(calls)
-        return [self.runs.run(calls, weights, {}, f"b:{self.plan.hidden}", ids=batch) for batch in batches]
+        weights, hidden = self.weights(calls), f"b:{self.plan.hidden}"
+        weights |= {slot: values for slot, values in narrow.items() if slot in weights}
+        return [self.runs.run(calls, weights, {}, hidden, ids=batch, tap=tap) for batch in batches]
 
 
 def streamed(
@@ -82,13 +96,18 @@ def streamed(
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Narrow every block by the policy, each into its file in the calibration's folder."""
-    streams = Streams(source.plan, source.runs, policy, source.embedded(calibration.batches()))
+    batches, outside = calibration.batches(), dict(source.outside(policy).values())
+    narrow = source.embedded(batches, outside, rounded_input(policy)) if outside else None
+    streams = Streams(source.plan, source.runs, policy, source.embedded(batches), narrow)
     narrower = Narrower(source.plan, policy, streams, smooth=smooth)
     slots = weight_slots(source.plan)
-    for name, calls in source.plan.blocks():
-        if name.startswith("blocks."):
-            _block(source, narrower, streams, calls, slots, policy, calibration.file(name))
-        advance()
+    try:
+        for name, calls in source.plan.blocks():
+            if name.startswith("blocks."):
+                _block(source, narrower, streams, calls, slots, policy, calibration.file(name))
+            advance()
+    finally:
+        forget_recordings()
 
 
 def gathered(
@@ -115,8 +134,10 @@ def gathered(
             found.add(path, weight, round_to_nearest(weight, narrow[path], path))
         chosen += done.facts
     for path, store in policy.stored.items():
-        if slots[path] not in found:
-            found.add_store(path, wide_weight(source.model, slots[path], source.device), store)
+        folded = found.folded(slots[path])
+        found.add_store(
+            path, wide_weight(source.model, slots[path], source.device) if folded is None else folded, store
+        )
     return found.finish(plan, policy, {"calibration": {**calibration.facts, "groups": chosen}, **facts})
 
 

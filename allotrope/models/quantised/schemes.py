@@ -24,7 +24,8 @@ _KEYS = (
     Key("format", str, among=tuple(FORMATS), why=REMEDY),
     tree("ignore", list),
     fixed("kv_cache_scheme", None, REMEDY),
-    Key("quantization_status", str, "compressed", among=("compressed",), why=REMEDY),
+    # older tools stop at "frozen" and store the same: that the weights are codes, their headers must say
+    Key("quantization_status", str, "compressed", among=("compressed", "frozen"), why=REMEDY),
     tree("sparsity_config"),
     tree("transform_config"),
 )
