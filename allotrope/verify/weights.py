@@ -105,8 +105,9 @@ class _Looker:
         return None if whole else f"{slot} is no order of {len(order)} channels"
 
     def _scales(self, path: str, scales: torch.Tensor) -> str | None:
-        """Every scale a number."""
-        for wrong, what in ((~scales.isfinite(), "NaN or infinity"), (scales < 0, "a negative scale")):
+        """Every scale a number; of rounding none comes below zero, but others' codes may count downwards."""
+        negative = (scales < 0) & (self.stored.slot(path) not in self._model.quantised)
+        for wrong, what in ((~scales.isfinite(), "NaN or infinity"), (negative, "a negative scale")):
             if wrong.any():
                 return f"{path}.scales hold {what}, first at {wrong.nonzero()[0].tolist()}"
         return None
