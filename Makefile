@@ -31,12 +31,13 @@ native: ## the native core, beside the package: what changed since the last time
 sanitize: setup ## the core's kernels and threads under the address, undefined-behaviour and thread sanitizers: minutes
 	@$(BIN)/python -c "import sys; from allotrope import native; sys.exit(native.why_not())"
 	PYTHONPATH=. $(BIN)/python native/test/cases.py build/cases
+	PYTHONPATH=. $(BIN)/python native/test/programs.py build/programs
 	@for kind in address,undefined thread; do \
 	  echo "sanitizers: $$kind"; \
 	  $(BIN)/cmake -S . -B build/sanitize-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	    -DALLOTROPE_SANITIZE=$$kind > build/sanitize.log && \
 	  $(BIN)/cmake --build build/sanitize-$$kind && \
-	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 build/sanitize-$$kind/check build/cases || exit 1; \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 build/sanitize-$$kind/check build/cases build/programs || exit 1; \
 	done
 
 demo: setup ## build an engine, prove it, hear it speak, time it beside the original, and open the report

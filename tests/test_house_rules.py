@@ -30,7 +30,7 @@ LAYERS = {
     "schemas": set(),
     "settings": {"errors"},
     "hw": {"errors", "settings"},
-    "native": {"errors", "settings"},
+    "native": {"errors", "settings", "hw"},
     "ops": {"errors", "settings", "hw", "native"},
     "artifact": {"errors", "settings", "hw", "native", "ops"},
     "tokenizers": {"errors", "paths", "settings"},

@@ -118,17 +118,20 @@ def test_doctor_says_what_the_native_core_computes_by(
         (
             native.Found(object(), "avx2", "the best that this CPU has", lacking),
             2,
-            "avx2: the best that this CPU has; 2",
+            "avx2: the best that this CPU has",
         ),
         (native.Found(why="it is not built; with a C++ compiler: make native"), None, "none: it is not built; with"),
     ):
         monkeypatch.setattr(native, "find", lambda core=core: core)
         monkeypatch.setattr(native, "threads", lambda: 2)
+        monkeypatch.setattr(native, "why_threads", lambda: "all 2 cores")
         assert cli.main(["doctor", "--json", "--device", "cpu"]) == 0
         captured = capsys.readouterr()
         found = json.loads(captured.out)
         fits("doctor", found)
         assert found["native"]["isa"] == (core.isa or None) and found["native"]["threads"] == threads
+        assert found["native"]["why_threads"] == (threads and "all 2 cores")
+        assert threads is None or "2 threads: all 2 cores" in captured.err
         assert found["native"]["why"] == core.why and f"native    {words}" in captured.err
         assert {one["name"]: one["why_not"] or "" for one in found["native"]["isas"]} == core.lacking
         assert all(f"not {name}: {lacks}" in captured.err for name, lacks in core.lacking.items() if lacks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,17 @@ def test_room_grows_with_the_step() -> None:
     assert found.call_s is not None and len(found.call_s) == len(small.plan.calls)
     assert (found.call_s > 0).all() and found.call_s.sum() <= found.busy_s
     assert expected.call_s is None
+
+
+def test_an_idle_engine_takes_no_processor() -> None:
+    """Its threads spin for a moment after a step, then sleep."""
+    runner = native_executor(native_engine(LLAMA), threads=2)
+    for _ in range(3):
+        runner.run(one_step([1, 2, 3], WANT_ALL))
+    time.sleep(0.05)
+    spent, began = time.process_time(), time.perf_counter()
+    time.sleep(0.4)
+    assert time.process_time() - spent < 0.1 * (time.perf_counter() - began)
 
 
 def test_a_closed_executor_says_so() -> None:

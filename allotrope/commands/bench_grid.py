@@ -87,7 +87,7 @@ def _question(args: argparse.Namespace) -> Question:
     """All that can be wrong is said before anything is built."""
     from allotrope.bench import catalogue, grid
     from allotrope.bench.comparison import Question
-    from allotrope.hw.detect import usable_cores
+    from allotrope.hw import cores
 
     numbers = {"repeat": _REPEAT, "warmup": _WARMUP, "beams": 1}
     for name, (least, most) in _MOST.items():
@@ -100,7 +100,7 @@ def _question(args: argparse.Namespace) -> Question:
     ):
         raise UsageError(f"--{given.replace('_', '-')} is for peers, and there are none", remedy="name some: --against")
     options = generation.runtime_options(args)  # their own bounds
-    threads = options.threads or settings.threads() or usable_cores()
+    threads = options.threads or settings.threads() or cores.usable().count
     usual = {field.name: field.default for field in dataclasses.fields(options)}
     own = ("device", "threads", "max_num_seqs", "max_len")  # settled by the grid
     running = {name: value for name, value in vars(options).items() if value != usual[name] and name not in own}

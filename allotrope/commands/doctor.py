@@ -53,6 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 "isa": core.isa or None,
                 "why": core.why,
                 "threads": native.threads() if core.isa else None,
+                "why_threads": native.why_threads() if core.isa else None,
                 "isas": [{"name": name, "why_not": lacks or None} for name, lacks in core.lacking.items()],
             },
             "tactics": tactics,
@@ -112,7 +113,8 @@ def _print_core(out: Output) -> None:
         out.sentence(f"native    none: {core.why}")
         return
     threads = native.threads()
-    out.line(f"native    {core.isa}: {core.why}; {threads} thread{'s'[: threads != 1]}")
+    out.line(f"native    {core.isa}: {core.why}")
+    out.sentence(f"          {threads} thread{'s'[: threads != 1]}: {native.why_threads()}")
     able = [name for name, lacks in core.lacking.items() if not lacks and name != core.isa]
     if able:
         out.line(f"          it has {', '.join(able)}, too")

@@ -1,13 +1,13 @@
-"""Find out what we run on. The only place that asks the operating system or the driver."""
+"""Find out what we run on. Only this and `cores` ask the operating system or the driver."""
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 from pathlib import Path
 
 from allotrope.errors import UsageError
+from allotrope.hw import cores
 from allotrope.hw.device import Device
 
 KINDS = ("auto", "cpu", "cuda")
@@ -59,11 +59,6 @@ def available_memory() -> int:
     return max(free, 0)
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def last_level_cache() -> int:
     """Bytes of the largest cache that the first core shares in; 0 where the system does not say."""
     found = 0
@@ -111,7 +106,7 @@ def _cpu() -> Device:
     machine = platform.machine()
     widest = next((name for name in ("avx512f", "avx2", "asimd") if name in features), "scalar")
     name = fields.get("model name") or platform.processor() or machine
-    return Device("cpu", name, f"{machine}-{widest}", usable_cores(), _meminfo().get("MemTotal", 0), features)
+    return Device("cpu", name, f"{machine}-{widest}", cores.usable().count, _meminfo().get("MemTotal", 0), features)
 
 
 def _meminfo() -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from allotrope import settings
 from allotrope.errors import UsageError
+from allotrope.hw import cores
 
 MOST_THREADS = 64
 
@@ -59,10 +60,10 @@ def why_not(*kernels: str) -> str | None:
 
 
 class _Team:
-    """How many threads the process's kernels run on; like torch's, one number for all."""
+    """How many threads the process's kernels run on, and what says so; like torch's, one number for all."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.why = 0, ""
 
 
 _TEAM = _Team()
@@ -71,12 +72,19 @@ _TEAM = _Team()
 def threads() -> int:
     """How many threads a kernel runs on: what was set, ALLOTROPE_THREADS, or the CPUs that we may use."""
     if not _TEAM.count:
-        wanted = settings.threads() or (1 if find().core is None else find().core.usable_threads())
-        _TEAM.count = min(wanted, MOST_THREADS)
+        asked = settings.threads()
+        found = cores.usable() if asked is None else cores.Cores(asked, "ALLOTROPE_THREADS asks for it")
+        _TEAM.count, _TEAM.why = min(found.count, MOST_THREADS), found.why
     return _TEAM.count
+
+
+def why_threads() -> str:
+    """What says that there are so many."""
+    threads()
+    return _TEAM.why
 
 
 def set_threads(count: int | None) -> None:
     """From now on so many; None changes nothing."""
     if count is not None:
-        _TEAM.count = min(count, MOST_THREADS)
+        _TEAM.count, _TEAM.why = min(count, MOST_THREADS), "that many were asked for"

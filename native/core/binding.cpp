@@ -135,7 +135,6 @@ NB_MODULE(_core, module) {
             for (const Entry* entry = *table; entry->name != nullptr; ++entry) found.emplace_back(entry->name);
         return found;
     });
-    module.def("usable_threads", usable_threads);
     module.def("run", run);
     bind_program(module);
 }

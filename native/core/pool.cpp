@@ -1,91 +1,68 @@
 #include "pool.h"
 
+#include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
 #endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "waiting.h"
 
 namespace allotrope {
 
 namespace {
 
-inline void relax() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("isb" ::: "memory");
-#else
-    std::this_thread::yield();
-#endif
-}
+// A thread that waits for its call. Whoever is not of a step's team is not called, and nobody waits for him.
+struct Worker {
+    Signal call;
+};
 
-using Clock = std::chrono::steady_clock;
-constexpr auto kSpinInStep = std::chrono::microseconds(60);   // at a barrier
-constexpr auto kSpinIdle = std::chrono::microseconds(250);    // between steps: Python takes about as long
-constexpr int kLooks = 64;                                    // between two looks at the clock
-
-// Wait until `value` is no longer `seen`; true once it is, false after `most`.
-template <class Changed>
-bool spin(Changed changed, Clock::duration most) {
-    for (int i = 0; i < kLooks; ++i) {
-        if (changed()) return true;
-        relax();
-    }
-    const auto end = Clock::now() + most;
-    while (Clock::now() < end) {
-        for (int i = 0; i < kLooks; ++i) {
-            if (changed()) return true;
-            relax();
-        }
-    }
-    return false;
-}
-
-}  // namespace
-
-void Barrier::wait(int count) {
-    const int phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
-        arrived_.store(0, std::memory_order_relaxed);
-        phase_.store(phase + 1);
-        if (sleepers_.load()) phase_.notify_all();
-        return;
-    }
-    if (spin([&] { return phase_.load(std::memory_order_acquire) != phase; }, kSpinInStep)) return;
-    sleepers_.fetch_add(1);
-    phase_.wait(phase);
-    sleepers_.fetch_sub(1);
-}
-
-namespace {
-
-// Who sleeps between steps looks at `round`; a step begins by raising it. Whoever is not of the step's team lets it
-// pass, and nobody waits for him.
 struct Pool {
     std::mutex one;  // a step at a time
-    int workers = 0;
     pid_t owner = 0;
-    alignas(64) std::atomic<int> round{0};
-    alignas(64) std::atomic<int> sleepers{0};
-    std::atomic<int> done{0};
+    std::vector<std::unique_ptr<Worker>> workers;
+    // Of the step that runs: written before the calls, read by who was called until he reports.
     int count = 1;
     Job job = nullptr;
     void* context = nullptr;
+    bool measured = false;
     Barrier gate;
-    std::atomic<int> present{0};
+    alignas(64) std::atomic<int> working{0};
+    Signal done;
+    std::atomic<int64_t> work_ns{0}, stolen_ns{0};
 };
+
+int64_t cpu_ns() {
+    timespec spent{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &spent);
+    return int64_t{spent.tv_sec} * 1'000'000'000 + spent.tv_nsec;
+}
+
+int64_t wall_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+}
+
+// A thread's part of the job.
+void take_part(Pool& pool, int index) {
+    Team team{index, pool.count, &pool.gate};
+    if (!pool.measured) return pool.job(pool.context, team);
+    const Waited before = waited();
+    const int64_t began = wall_ns(), spent = cpu_ns();
+    pool.job(pool.context, team);
+    const int64_t cpu = cpu_ns() - spent, wall = wall_ns() - began;
+    const int64_t spun = waited().spun_ns - before.spun_ns, slept = waited().slept_ns - before.slept_ns;
+    if (cpu > spun) pool.work_ns.fetch_add(cpu - spun, std::memory_order_relaxed);
+    if (wall > cpu + slept) pool.stolen_ns.fetch_add(wall - cpu - slept, std::memory_order_relaxed);
+}
 
 #if defined(__linux__)
 // Worker `index` goes to the CPU that lies so far behind the caller's, if the team takes all that there are.
@@ -109,19 +86,12 @@ void pin(std::thread& thread, int index, int count) {
 void pin(std::thread&, int, int) {}
 #endif
 
-void serve(Pool* pool, int index, int seen) {
-    for (;;) {
-        if (!spin([&] { return pool->round.load(std::memory_order_acquire) != seen; }, kSpinIdle)) {
-            pool->sleepers.fetch_add(1);
-            pool->round.wait(seen);
-            pool->sleepers.fetch_sub(1);
-        }
-        seen = pool->round.load(std::memory_order_acquire);
-        if (index < pool->count) {
-            Team team{index, pool->count, &pool->gate};
-            pool->job(pool->context, team);
-        }
-        pool->done.fetch_add(1, std::memory_order_release);
+void serve(Pool* pool, Worker* self, int index) {
+    // Counted, not looked up: the next call may come before this one's report is out of our hands.
+    for (unsigned calls = 0;; ++calls) {
+        self->call.wait(static_cast<int>(calls), patience().idle());
+        take_part(*pool, index);
+        if (pool->working.fetch_sub(1, std::memory_order_acq_rel) == 1) pool->done.raise();
     }
 }
 
@@ -143,72 +113,49 @@ Pool* pool_of_process() {
     return found;
 }
 
+void hire(Pool& pool, int count) {
+    while (static_cast<int>(pool.workers.size()) < count - 1) {
+        pool.workers.push_back(std::make_unique<Worker>());
+        const int index = static_cast<int>(pool.workers.size());
+        std::thread worker(serve, &pool, pool.workers.back().get(), index);
+        pin(worker, index, count);
+        worker.detach();
+    }
+}
+
+// One share of stolen time for all: a spin that is too short costs a microsecond, one too long the others' time.
+void learn(const Cost& cost, int count) {
+    constexpr int64_t kEnough = 25;  // a twenty-fifth of the time
+    patience().crowded.store(cost.stolen_ns * kEnough > cost.wall_ns * count, std::memory_order_relaxed);
+}
+
 }  // namespace
 
-void run_team(int count, Job job, void* context) {
-    if (count <= 1) {
+void run_team(int count, Job job, void* context, Cost* cost) {
+    if (count <= 1 && cost == nullptr) {
         Team alone;
         job(context, alone);
         return;
     }
-    Pool* pool = pool_of_process();
-    std::lock_guard<std::mutex> held(pool->one);
-    while (pool->workers < count - 1) {
-        std::thread worker(serve, pool, ++pool->workers, pool->round.load());
-        pin(worker, pool->workers, count);
-        worker.detach();
-    }
-    pool->count = count;
-    pool->job = job;
-    pool->context = context;
-    pool->done.store(0, std::memory_order_relaxed);
-    pool->round.fetch_add(1);
-    if (pool->sleepers.load()) pool->round.notify_all();
-    Team team{0, count, &pool->gate};
-    job(context, team);
-    // All workers report, those that had nothing to do as well: nobody may still look at this step's fields.
-    while (!spin([&] { return pool->done.load(std::memory_order_acquire) == pool->workers; }, kSpinInStep)) {
-        std::this_thread::yield();
-    }
-}
-
-namespace {
-
-// CPUs' worth of time per period that a control group allows, or 0 if it does not say.
-double quota() {
-    double found = 0;
-    if (FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-        char most[32];
-        double period = 0;
-        if (std::fscanf(file, "%31s %lf", most, &period) == 2 && std::strcmp(most, "max") != 0 && period > 0)
-            found = std::atof(most) / period;
-        std::fclose(file);
-        return found;
-    }
-    double values[2] = {0, 0};
-    const char* names[2] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
-    for (int i = 0; i < 2; ++i) {
-        if (FILE* file = std::fopen(names[i], "r")) {
-            if (std::fscanf(file, "%lf", &values[i]) != 1) values[i] = 0;
-            std::fclose(file);
-        }
-    }
-    return values[0] > 0 && values[1] > 0 ? values[0] / values[1] : 0;
-}
-
-}  // namespace
-
-int usable_threads() {
-    int cpus = static_cast<int>(std::thread::hardware_concurrency());
-#if defined(__linux__)
-    cpu_set_t mine;
-    CPU_ZERO(&mine);
-    if (sched_getaffinity(0, sizeof mine, &mine) == 0) cpus = CPU_COUNT(&mine);
-#endif
-    const double allowed = quota();
-    if (allowed > 0 && allowed < cpus) cpus = static_cast<int>(allowed);
-    if (cpus < 1) cpus = 1;
-    return cpus < kMostThreads ? cpus : kMostThreads;
+    Pool& pool = *pool_of_process();
+    std::lock_guard<std::mutex> held(pool.one);
+    const int64_t began = cost == nullptr ? 0 : wall_ns();
+    hire(pool, count);
+    pool.count = count;
+    pool.job = job;
+    pool.context = context;
+    pool.measured = cost != nullptr;
+    pool.work_ns.store(0, std::memory_order_relaxed);
+    pool.stolen_ns.store(0, std::memory_order_relaxed);
+    pool.working.store(count - 1, std::memory_order_relaxed);
+    const int reports = pool.done.now();
+    for (int i = 0; i < count - 1; ++i) pool.workers[i]->call.raise();
+    take_part(pool, 0);
+    if (count > 1) pool.done.wait(reports, patience().in_step());
+    if (cost == nullptr) return;
+    *cost = Cost{wall_ns() - began, pool.work_ns.load(std::memory_order_relaxed),
+                 pool.stolen_ns.load(std::memory_order_relaxed)};
+    learn(*cost, count);
 }
 
 }  // namespace allotrope

@@ -14,6 +14,7 @@
 
 #include "isa.h"
 #include "kernel.h"
+#include "pace.h"
 
 namespace allotrope {
 
@@ -140,7 +141,7 @@ class Program {
     static void run_thread(void* context, Team& team) { static_cast<Program*>(context)->run(team); }
 
     const Isa& isa_;
-    int threads_;
+    Pace pace_;
     int64_t page_size_;
     std::vector<std::unique_ptr<View>> slots_;
     std::map<std::string, int> step_slots_;

@@ -2,22 +2,14 @@
 
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 
 namespace allotrope {
 
-// Everyone arrives, then everyone goes on. Who waits spins for a while, for a barrier is mostly a matter of a
-// microsecond, and sleeps if it takes longer: the machine may have fewer cores for us than we think.
-class Barrier {
-   public:
-    void wait(int count);
+class Barrier;
 
-   private:
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> phase_{0};
-    alignas(64) std::atomic<int> sleepers_{0};
-};
+// Everyone arrives, then everyone goes on; what was written before is seen by all after. See pool.cpp for how one waits.
+void meet(Barrier& gate, int count);
 
 // One thread's place in its team.
 struct Team {
@@ -26,7 +18,7 @@ struct Team {
     Barrier* gate = nullptr;
 
     __attribute__((always_inline)) void barrier() {
-        if (count > 1) gate->wait(count);
+        if (count > 1) meet(*gate, count);
     }
 };
 

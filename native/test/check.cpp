@@ -1,51 +1,30 @@
-// The kernels and the thread pool by themselves, for sanitizers: `check FILE` makes the calls that cases.py wrote down
+// The core by itself, for sanitizers: `check CALLS PROGRAMS`. Programs are in programs.cpp; of CALLS it makes the calls that cases.py wrote down
 // again, by every instruction set that this machine has and by teams of several sizes, each operand in memory of exactly
 // its size. A call must give the same bits whatever the team, touch nothing between rows, and by the instruction set
 // that the file was made with give the bits that stand there.
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "isa.h"
+#include "pace.h"
 #include "pool.h"
+#include "record.h"
 
 namespace {
 
 using namespace allotrope;
 
-constexpr uint32_t kAbsent = 0xFFFFFFFF;
 constexpr double kAlike = 1e-3;  // of the largest value, between instruction sets: what is wrong is wrong by more
 const std::vector<int> kTeams = {1, 2, 3, 5};
 
-struct Free {
-    void operator()(char* at) const { std::free(at); }
-};
-using Bytes = std::unique_ptr<char, Free>;
-
-Bytes memory(size_t size) {
-    void* at = nullptr;
-    if (posix_memalign(&at, 64, size ? size : 1) != 0) throw std::bad_alloc();
-    std::memset(at, 0xFF, size);
-    return Bytes(static_cast<char*>(at));
-}
-
 struct Block {
     std::string before, after;  // `after` is empty where nothing is written
-};
-
-struct Operand {
-    uint32_t block;
-    int64_t rows, width, stride;
-    uint32_t dtype;
-    int32_t page;
 };
 
 struct Call {
@@ -57,63 +36,24 @@ struct Call {
     std::vector<int64_t> rooms;  // by team, then what the prelude makes
 };
 
-class File {
-   public:
-    explicit File(const char* path) : in_(path, std::ios::binary) {
-        if (!in_) throw std::runtime_error(std::string("cannot read ") + path);
+Call read_call(File& file) {
+    Call found;
+    found.kernel = file.word();
+    found.prelude = file.word();
+    found.numbers = file.some<double>();
+    found.ins = file.some<uint32_t>().at(0);
+    found.operands.resize(file.one<uint32_t>());
+    for (Operand& operand : found.operands) operand = file.operand();
+    found.blocks.resize(file.one<uint32_t>());
+    for (Block& block : found.blocks) {
+        const int64_t size = file.one<int64_t>();
+        const bool written = file.one<uint32_t>() != 0;
+        block.before = file.text(size);
+        if (written) block.after = file.text(size);
     }
-    bool more() { return in_.peek() != EOF; }
-    template <class T>
-    T one() {
-        T value{};
-        take(&value, sizeof value);
-        return value;
-    }
-    template <class T>
-    std::vector<T> some() {
-        std::vector<T> found(one<uint32_t>());
-        for (T& value : found) value = one<T>();
-        return found;
-    }
-    std::string text(int64_t size) {
-        std::string found(static_cast<size_t>(size), '\0');
-        take(found.data(), found.size());
-        return found;
-    }
-    std::string word() { return text(one<uint32_t>()); }
-    Call call() {
-        Call found;
-        found.kernel = word();
-        found.prelude = word();
-        found.numbers = some<double>();
-        found.ins = some<uint32_t>().at(0);
-        found.operands.resize(one<uint32_t>());
-        for (Operand& operand : found.operands) {
-            operand.block = one<uint32_t>();
-            operand.rows = one<int64_t>();
-            operand.width = one<int64_t>();
-            operand.stride = one<int64_t>();
-            operand.dtype = one<uint32_t>();
-            operand.page = one<int32_t>();
-        }
-        found.blocks.resize(one<uint32_t>());
-        for (Block& block : found.blocks) {
-            const int64_t size = one<int64_t>();
-            const bool written = one<uint32_t>() != 0;
-            block.before = text(size);
-            if (written) block.after = text(size);
-        }
-        found.rooms = some<int64_t>();
-        return found;
-    }
-
-   private:
-    void take(void* to, size_t size) {
-        if (!in_.read(static_cast<char*>(to), static_cast<std::streamsize>(size)))
-            throw std::runtime_error("the file ends within a call");
-    }
-    std::ifstream in_;
-};
+    found.rooms = file.some<int64_t>();
+    return found;
+}
 
 struct Job {
     Kernel prelude, kernel;
@@ -139,7 +79,7 @@ std::vector<std::string> made(const Call& call, const Isa& isa, size_t team) {
     std::vector<View> views;
     for (const Operand& one : call.operands) {
         void* at = one.block == kAbsent ? nullptr : blocks.at(one.block).get();
-        views.push_back(View{at, one.rows, one.width, one.stride, static_cast<Dtype>(one.dtype), one.page});
+        views.push_back(one.view(at));
     }
     std::vector<const View*> places;
     for (const View& view : views) places.push_back(&view);
@@ -229,21 +169,47 @@ int pool() {
     return found;
 }
 
+// Two threads while they are worth it, one while the other shares its core, and two again.
+int pace() {
+    Pace pace(2);
+    int wrong = 0;
+    const auto milliseconds = [&](int many, double slowness_of_two, double slowness_of_one) {
+        for (double left = many; left > 0;) {
+            constexpr int64_t kWork = 8'000'000;
+            const double slowness = pace.size() == 2 ? slowness_of_two : slowness_of_one;
+            pace.note(Cost{static_cast<int64_t>(kWork * slowness), kWork, 0});
+            left -= 8 * slowness;
+        }
+        return pace.size();
+    };
+    wrong += milliseconds(5000, 0.55, 1) != 2;  // a quiet machine
+    wrong += milliseconds(500, 2.5, 1.1) != 1;  // someone on one core
+    int apart = 0;
+    for (int i = 0; i < 100; ++i) apart += milliseconds(50, 2.5, 1.1) == 2;
+    wrong += apart > 10;                         // and it does not ask often
+    wrong += milliseconds(4000, 0.55, 1) != 2;  // they are gone
+    wrong += milliseconds(4000, 1.2, 1.6) != 2;  // everywhere others, and two are the better still
+    wrong += Pace(1).size() != 1;
+    if (wrong) std::printf("the pace: %d times another than the faster\n", wrong);
+    return wrong;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
-    if (count != 2) {
-        std::fputs("check FILE, as native/test/cases.py writes it\n", stderr);
+    if (count != 3) {
+        std::fputs("check CALLS PROGRAMS, as native/test/cases.py and programs.py write them\n", stderr);
         return 2;
     }
-    int wrong = pool(), calls = 0;
+    int wrong = pool() + pace(), calls = 0;
     File file(words[1]);
     const std::string recorded = file.word();
     for (; file.more(); ++calls) {
-        const Call call = file.call();
+        const Call call = read_call(file);
         for (const Isa& isa : isas())
             if (!*isa.lacks) wrong += checked(call, isa, recorded == isa.name);
     }
     std::printf("%d calls, %d wrong\n", calls, wrong);
+    wrong += programs(words[2]);
     return wrong != 0;
 }

@@ -22,7 +22,7 @@ import numpy as np
 
 from allotrope import settings
 from allotrope.errors import CheckpointError, UsageError
-from allotrope.hw.detect import usable_cores
+from allotrope.hw import cores
 from allotrope.models import family
 from allotrope.models.checkpoint import RANDOM, TensorInfo
 from allotrope.models.dtypes import DTYPES, cast
@@ -127,7 +127,7 @@ def _quantiles() -> tuple[float, ...]:
 
 
 def _threads() -> int:
-    return settings.threads() or usable_cores()
+    return settings.threads() or cores.usable().count
 
 
 def open_random(shape: str, seed: int = 0) -> RandomCheckpoint:
