@@ -19,6 +19,7 @@ import numpy as np
 
 from allotrope import native
 from allotrope.api import LLM, SamplingParams
+from allotrope.artifact.engine import open_engine
 from allotrope.build import build
 from allotrope.runtime.step import LAST_DRAWN, Adjustments, StepInput
 from tests.engines import GPT, LLAMA, plan_of, random_weights, write
@@ -29,8 +30,8 @@ TEAMS = (1, 2, 3)
 VOCAB = 263  # the byte tokenizer needs 259
 _SIZES = {1: 4, 2: 2, 3: 2, 4: 8, 5: 4, 6: 8, 7: 1, 8: 1}  # bytes of an element, by the core's number of its dtype
 _FIELDS = (
-    "slots", "starts", "first", "tokens", "pages", "want", "sample", "prompt_lens", "temperature", "top_k", "top_p", "min_p",
-    "seeds", "candidates", "page_copies", "targets", "target_candidates",
+    "slots", "starts", "first", "tokens", "pages", "want", "sample", "prompt_lens", "temperature", "top_k", "top_p",
+    "min_p", "seeds", "candidates", "page_copies", "targets", "target_candidates",
 )  # fmt: skip
 _NOTHING = Adjustments(*(np.zeros(0, kind) for kind in (np.int32, np.int32, np.float32, np.float32)))
 
@@ -205,9 +206,9 @@ def main() -> None:
         recorded = replace(found, core=recorder)
         native.find = lambda: recorded  # type: ignore[assignment]
         for path in made:
+            recorder.vocab = open_engine(path).manifest.plan.vocab
             for threads in TEAMS:
                 with LLM(path, threads=threads, max_num_seqs=5, max_batched_tokens=24, page_size=4) as llm:
-                    recorder.vocab = llm.engine.manifest.plan.vocab
                     ask(llm)
         recorder.end()
     sys.stdout.write(f"{recorder.programs} programs, {recorder.steps} steps\n")
