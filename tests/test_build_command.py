@@ -66,7 +66,8 @@ def test_errors_are_one_line_and_exit_codes_mean_something(tmp_path: Path) -> No
     ):
         done = allotrope("build", *arguments, "--device", "cpu", cache=tmp_path / "k")
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert words in done.stderr and len(done.stderr.splitlines()) == 1
+        said = [line for line in done.stderr.splitlines() if not line.startswith("building: ")]  # where it takes long
+        assert len(said) == 1 and words in said[0]
     assert not (tmp_path / "e").exists()
 
 

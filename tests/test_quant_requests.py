@@ -16,7 +16,7 @@ from allotrope.errors import BuildError, UsageError
 from allotrope.quant.finished import Finished
 from tests.narrow_kit import QUICK, checkpoint
 from tests.quantised_folder import quantised
-from tests.test_builder import shape
+from tests.test_builder import LLAMA, shape
 from tests.test_quantised_models import STORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +70,7 @@ def test_a_bound_on_nothing(tmp_path: Path) -> None:
 def test_too_few_sequences_for_a_bound_are_said_before_the_work(tmp_path: Path) -> None:
     asked = {"weights": "int4", "max_kl": 0.1, "calibration_tokens": 512, **QUICK}
     with pytest.raises(UsageError, match="there are 1; give --calibration-tokens 1536 or more"):
-        build(shape(tmp_path), tmp_path / "engine", **asked)
+        build("random:llama-15m", tmp_path / "engine", **asked)
     assert not (tmp_path / "cache" / "calibration").exists()
 
 
@@ -114,4 +114,4 @@ def test_blocks_removed_by_another_build(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(narrowing, "streamed", robbed)
     asked = {"weights": "int4", "method": "gptq", "calibration_tokens": 512, **QUICK}
     with pytest.raises(BuildError, match=r"blocks\.1: its calibrated codes have been removed meanwhile; build again"):
-        build(shape(tmp_path), tmp_path / "engine", **asked)
+        build(shape(tmp_path, LLAMA | {"intermediate_size": 64}), tmp_path / "engine", **asked)
