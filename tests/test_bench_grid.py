@@ -224,7 +224,6 @@ def _state(pid: int) -> str:
         (["--batch", "65", "--io", "4,4"], "it needs 65 requests at a time; the engine's limit is 64"),
         (["--against", "lama.cpp"], "--against: no peer 'lama.cpp'; did you mean llama.cpp? peers are hf, hf-compiled"),
         (["--against", "hf,"], "no peer ''"),
-        (["--against", "vllm"], "--against: vllm is compared on a GPU, and the engine runs on cpu"),
         (["--repeat", "0"], "--repeat is 0; it must be from 1 to 1000"),
         (["--beams", "17"], "--beams is 17"),
         (["--peer-format", "8"], "--peer-format is for peers, and there are none; name some: --against"),

@@ -76,7 +76,7 @@ def test_like_is_compared_with_like(peer: str, bits: str, wide: str, device: str
         ("onnxruntime", "16", "llama", 1, "no weights of 16 bits for a CPU"),
         ("hf", "8", "gpt2", 1, "this model's layers are another class"),
         ("llama.cpp", "8", "llama", 4, "no beam search"),
-        ("vllm", "16", "llama", 1, "it runs on cuda"),
+        ("vllm", "16", "llama", 1, "it is compared on a GPU, and this is none"),
         ("llama.cpp", "8", "llama", 1, None),
     ],
 )

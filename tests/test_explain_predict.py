@@ -26,8 +26,10 @@ from allotrope.explain.session import Setting, explain
 from allotrope.hw import peaks
 from allotrope.hw.detect import detect
 from allotrope.runtime.options import RuntimeOptions
+from tests.narrow_kit import checkpoint
 from tests.schemas import fits
 from tests.test_explain import CEILINGS
+from tests.verifying import VOCAB
 from tools.train.spec import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,6 +98,27 @@ def test_back_to_wide_and_to_another_dtype(found: Explained, tmp_path: Path) -> 
     assert outline is not None
     wide = {"dtype": "bf16", "weights": ["bf16"], "activations": ["bf16"], "kv": "compute"}
     assert formats(outline.plan) == wide
+
+
+def test_keys_less_their_mean_are_rehearsed_with_their_bias(tmp_path: Path) -> None:
+    """Where a build would take the mean off keys that had no bias, the rehearsed layers have one; no longer wide."""
+    source = checkpoint("galactica", tmp_path / "model")
+    (source / "bytes.json").write_text(json.dumps({"vocab_size": VOCAB}))
+    usual: dict[str, Any] = {"device": "cpu", "executor": "eager", "tune": "off", "threads": 1}
+    wide = build(str(source), tmp_path / "wide", **usual).manifest
+    narrow = build(str(source), tmp_path / "narrow", kv="int8", calibration_tokens=64, **usual).manifest
+    plain = build(str(source), tmp_path / "plain", kv="int8", without="centre", **usual).manifest
+    assert "blocks.1.attn.qkv.bias" in narrow.plan.weights and "blocks.1.attn.qkv.bias" not in plain.plan.weights
+    for engine, words, wanted in (
+        (wide, "kv=int8", narrow),
+        (narrow, "kv=wide", wide),
+        (plain, "kv=wide", wide),
+        (plain, "kv=fp8", plain),
+    ):
+        outline = Change.parse(words).outline(engine, "cpu")
+        assert outline is not None
+        changed, _ = outline.chosen(detect("cpu"), 1)
+        assert changed.weights == wanted.plan.weights, words
 
 
 def test_a_checkpoint_that_is_gone_or_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

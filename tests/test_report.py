@@ -224,6 +224,37 @@ def test_a_verdict_of_another_build_is_out_of_date(tmp_path: Path) -> None:
     assert text.count("Found on another build of this engine") > 9  # beside every figure
 
 
+@pytest.mark.parametrize(
+    ("of", "alarm"), [("7" * 64, "Found on another build of this engine"), (None, "It does not say")]
+)
+def test_a_speed_of_another_build_is_not_this_engines(tmp_path: Path, of: str | None, alarm: str) -> None:
+    """The verdict is this engine's, what was timed is not: it does not stand at the top as if it were."""
+    folder = kit.full(tmp_path / "engine")
+    kept = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    kit.write(folder / "bench.json", kept | {"engine_digest": of})
+    text = made(tmp_path, folder)
+    assert re.findall("<h1>(.*?)</h1>", text) == ["Close to the original."]
+    assert re.findall(r'<div class="card (.*?)">', text) == ["", "bad"]
+    assert re.search(rf'<p class="alarm">{alarm}', text)
+
+
+def test_what_peers_said_is_told_over_all_cells(tmp_path: Path) -> None:
+    bench = results.bench()
+    first, *others = (cell["peers"] for cell in bench["cells"])
+    first["llama.cpp"]["different"] = True  # the others do not make up for it
+    for peers in (first, *others):
+        peers["hf"]["agreement"] = {"texts": 8, "equal": 8}
+        peers["other"] = {**peers["hf"], "agreement": {"texts": 8, "equal": 6}}
+    others[0]["other"] = {"reason_absent": "signal SIGKILL"}
+    text = kit.Page(made(tmp_path, kit.full(tmp_path / "engine", {"bench": bench}))).text
+    assert "says something else in 1 of 4 cells: its speed does not count" in text
+    assert "took part, and said the same, token by token" in text
+    assert (
+        "took part; 18 of 24 texts are the same, the others part where its precision explains it; " in text
+    )
+    assert "absent from 1 of 4 cells: signal SIGKILL" in text
+
+
 def test_an_engine_changed_after_building_has_no_verdict(tmp_path: Path) -> None:
     folder = kit.full(tmp_path / "engine")
     path = folder / "engine.json"

@@ -39,6 +39,8 @@ def gain(slow: Sequence[Sample], fast: Sequence[Sample], seed: int, noise: float
         return None
     middle, (low, high) = percentile(logs, 0.5), paired.interval(logs, seed=seed)
     strict = paired.interval(logs, confidence=_STRICT, seed=seed)
+    # The interval is the mean's, which one disturbed round may pull off the middle: what it leaves out is not known.
+    low, high = min(low, middle), max(high, middle)
     shows = (strict[0] > 0 or strict[1] < 0) and abs(middle) > noise
     return Gain(math.exp(middle), math.exp(low), math.exp(high), shows)
 

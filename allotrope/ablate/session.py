@@ -179,7 +179,8 @@ class Ablation:
             with self._progress(total, "measuring in turn") as shown:
                 rounds.run(asked.rounds, self._began + BUDGET_S, shown.advance)
         finally:
-            found.rounds = min((len(s) for r in found.runners.values() for s in r.samples.values()), default=0)
+            whole = [runner for runner in found.runners.values() if runner.failed is None]
+            found.rounds = min((len(s) for runner in whole for s in runner.samples.values()), default=0)
             rounds.close()
 
     def _fail(self, name: str, reason: str) -> None:

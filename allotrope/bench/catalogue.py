@@ -44,7 +44,7 @@ class Peer:
     def why_not(self, precision: str, device: str, model_type: str, beams: int) -> str | None:
         """Why it cannot take part in a comparison, or None."""
         if device not in self.devices:
-            return f"it runs on {self.devices[0]} here"
+            return f"it is compared on {'a GPU' if self.devices == ('cuda',) else 'a CPU'}, and this is none"
         if beams > 1 and not self.beams:
             return "no beam search is driven here"
         if self.families is not None and model_type not in self.families:

@@ -62,6 +62,7 @@ class Comparison:
             "asked": {"beams": asked.beams, "seed": asked.seed, "threads": asked.threads, "precision": self.precision},
             "running": dict(asked.running or {}),
             "longest": self._longest,
+            "original": asked.original,  # of the peers
         }
         self.journal = Journal(folder / FILE, question, resume=asked.resume)
         self.ours = Runner(OURS, "ours", self.form, Path(sys.executable), engine.path)

@@ -11,7 +11,7 @@ from allotrope.artifact.plan import Plan
 from allotrope.bench.agreement import words
 from allotrope.bench.runners import OURS
 
-HEADERS = ("batch", "runner", "ms", "±", "ctx ms", "tokens/s", "decode/s", "memory", "limit")
+HEADERS = ("batch", "runner", "ms", "spread", "ctx ms", "tokens/s", "decode/s", "memory", "limit")
 _MEGA, _GIGA = 1e6, 1e9
 _COLUMNS = (
     "model_name",

@@ -98,7 +98,7 @@ def build(
     model = open_model(seeded(ref, options), allow_pickle=options.allow_pickle)
     model.check_zero()
     model.check_tied()
-    kept = _tokenizer(model)
+    kept = tokenizer_files(model)
     device = detect(options.device)
     asked, options = options.executor, options.settled(device.kind)
     with writing(Path(out)) as writer, _threads(options) as threads:
@@ -270,7 +270,7 @@ def _write(writer: EngineWriter, packer: Packer, progress: Progress) -> None:
         writer.weights(packer.plan, packer, shown.advance)
 
 
-def _tokenizer(model: Model) -> list[tuple[str, bytes]]:
+def tokenizer_files(model: Model) -> list[tuple[str, bytes]]:
     """The checkpoint's tokenizer files as they are, if it has any; the byte tokenizer for a random shape."""
     if model.tokenizer_dir is None:
         return [("bytes.json", json.dumps({"vocab_size": model.recipe.vocab}).encode())]

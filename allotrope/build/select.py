@@ -136,7 +136,8 @@ def _without_class(trials: Trials, members: set[str], reason: str) -> Trials:
 
 
 def _why_not(plan: Plan, fusion: fuse.Fusion, options: BuildOptions, kind: str, whole: bool) -> str | None:
-    if kind not in fusion.devices and not whole:  # the native step has a barrier where a GPU has a launch
+    # The native step has a barrier where a GPU has a launch; what was asked for by name is not weighed.
+    if kind not in fusion.devices and not whole and fusion.name not in options.plus:
         return f"it saves kernel launches, and a {kind} has none"
     if options.plan == "reference" and fusion.name not in options.plus:
         return "--plan reference"

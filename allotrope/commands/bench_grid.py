@@ -58,7 +58,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
     asked = _question(args)
     engine = open_engine(building.engine_folder(args, out, running=("max_len",)))
     device = detect.detect(engine.manifest.device["kind"] if args.device == "auto" else args.device)
-    _check_devices(asked, device.kind)
     folder, kept = _folder(args.out, engine.path, out)
     comparison = Comparison(engine, device, asked, folder, out.sentence)
     for skipped in comparison.skipped:
@@ -116,13 +115,6 @@ def _question(args: argparse.Namespace) -> Question:
         resume=args.resume,
         **numbers,
     )
-
-
-def _check_devices(asked: Question, device: str) -> None:
-    for peer in asked.peers:
-        if device not in peer.devices:
-            where = "a GPU" if peer.devices == ("cuda",) else "a CPU"
-            raise UsageError(f"{peer.name} is compared on {where}, and the engine runs on {device}", where="--against")
 
 
 def _folder(asked: Path | None, engine: Path, out: Output) -> tuple[Path, bool]:

@@ -12,7 +12,8 @@ from typing import Any
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
 from allotrope.build import select
-from allotrope.build.builder import seeded
+from allotrope.build.builder import seeded, tokenizer_files
+from allotrope.build.centring import decided
 from allotrope.build.options import BuildOptions, compute_dtype
 from allotrope.build.pieces import drop_zero_biases
 from allotrope.build.timings import Timings
@@ -23,6 +24,7 @@ from allotrope.models.lower import lower
 from allotrope.models.model import Model, open_model
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
+from allotrope.quant.centre import biased, centred_keys
 from allotrope.quant.held import held
 from allotrope.quant.policy import Policy, Wanted, policy
 from allotrope.quant.rewrite import rewrite
@@ -56,13 +58,18 @@ def outline(described: Manifest, given: Mapping[str, Any], kind: str) -> Outline
     if "weights" in given:
         options |= {name: BuildOptions.__dataclass_fields__[name].default for name in _FORMATS}
         options |= {"calibration": None, "calibration_tokens": None, "max_kl": None}
-    wanted = BuildOptions.of(**{**options, **given})
+    options |= given
+    for part, name in (("smooth", "activations"), ("centre", "kv")):  # what is not done any more is not left out
+        if options.get(name) is None:
+            options["without"] = tuple(one for one in options["without"] if one != part)
+    wanted = BuildOptions.of(**options)
     model = _model(described, wanted)
     dtype = compute_dtype(wanted.dtype, model.dtypes[0], kind)
     plan, _ = drop_zero_biases(model, lower(model.recipe, dtype))
     chosen: Policy = policy(plan, Wanted(**wanted.wanted), held(model, plan))
     plan = with_cache(plan, tuple(chosen.kv.values()) or COMPUTE)
-    return Outline(rewrite(plan, chosen), wanted.settled(kind))
+    chosen = decided(chosen, plan, wanted, bool(tokenizer_files(model)))
+    return Outline(biased(rewrite(plan, chosen), centred_keys(chosen, plan)), wanted.settled(kind))
 
 
 def _model(described: Manifest, options: BuildOptions) -> Model:

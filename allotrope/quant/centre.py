@@ -9,7 +9,7 @@ when the engine runs. A rotation between the two would turn the vector with each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -55,6 +55,12 @@ def centred_layers(policy: Policy) -> list[int]:
     return [int(path.split(".")[1]) for path, said in policy.keys.items() if said == CENTRED]
 
 
+def centred_keys(policy: Policy, plan: Plan) -> list[str]:
+    """The paths of the linear calls that give these keys."""
+    found = (keys(plan, layer) for layer in centred_layers(policy))
+    return [call.path for call in found if isinstance(call, Call)]
+
+
 def means(source: Source, ids: torch.Tensor, layers: Sequence[int]) -> dict[str, torch.Tensor]:
     """The mean over all tokens of what the wide model's layers give as keys, in fp64, by the layer's path."""
     states, hidden = source.embedded(list(torch.split(ids, 1))), f"b:{source.plan.hidden}"
@@ -74,29 +80,39 @@ def means(source: Source, ids: torch.Tensor, layers: Sequence[int]) -> dict[str,
     return found
 
 
-def centred(narrowed: Narrowed, model: Model, found: Mapping[str, torch.Tensor]) -> tuple[Narrowed, dict[str, Any]]:
-    """The model with these means taken off its keys by a bias; and of each the sum of squares that was taken.
+def biased(plan: Plan, paths: Iterable[str]) -> Plan:
+    """The plan in which the layers that give these keys have a bias for what is taken off; no weight is read.
 
-    Where q, k and v had no bias all three get one, of zeros for q and v: they stay alike, and can be one product.
+    Where q, k and v had no bias all three get one: they stay alike, and can be one product.
     """
-    plan, arrays, taken = narrowed.plan, dict(narrowed.arrays), dict[str, Any]()
     weights, ins = dict(plan.weights), {call.path: dict(call.ins) for call in plan.calls}
     outs = {call.path: plan.buffers[plans.name(call.outs["out"])].width for call in plan.calls if "x" in call.ins}
-    for path, mean in found.items():
-        slot, stem = f"{path}.bias", path.rpartition(".")[0]
-        old = wide_weight(model, slot, "cpu") if slot in model.sources else torch.zeros(len(mean))
-        new = (old.double() - mean).to(_DTYPES[plan.dtype])
-        arrays[slot] = partial(_array, new.float().numpy())
-        taken[path] = {"taken": float((new.double() - old.double()).square().sum())}
-        beside = () if slot in weights else (f"{stem}.q", f"{stem}.v")
+    for path in paths:
+        stem = path.rpartition(".")[0]
+        beside = () if f"{path}.bias" in weights else (f"{stem}.q", f"{stem}.v")
         for side in (path, *beside):
             own = f"{side}.bias"
             if own not in weights:
                 weights[own] = Weight(((own, (outs[side],)),))
                 ins[side]["bias"] = f"w:{own}"
-                arrays.setdefault(own, partial(_array, np.zeros(outs[side], np.float32)))
-    calls = tuple(replace(call, ins=ins[call.path]) for call in plan.calls)
-    return replace(narrowed, plan=replace(plan, calls=calls, weights=weights), arrays=arrays), taken
+    return replace(plan, calls=tuple(replace(call, ins=ins[call.path]) for call in plan.calls), weights=weights)
+
+
+def centred(narrowed: Narrowed, model: Model, found: Mapping[str, torch.Tensor]) -> tuple[Narrowed, dict[str, Any]]:
+    """The model with these means taken off its keys by a bias; and of each the sum of squares that was taken.
+
+    A bias that q and v have not had is of zeros.
+    """
+    plan, arrays, taken = biased(narrowed.plan, found), dict(narrowed.arrays), dict[str, Any]()
+    for own in plan.weights.keys() - narrowed.plan.weights.keys():
+        arrays[own] = partial(_array, np.zeros(plan.weights[own].parts[0][1], np.float32))
+    for path, mean in found.items():
+        slot = f"{path}.bias"
+        old = wide_weight(model, slot, "cpu") if slot in model.sources else torch.zeros(len(mean))
+        new = (old.double() - mean).to(_DTYPES[plan.dtype])
+        arrays[slot] = partial(_array, new.float().numpy())
+        taken[path] = {"taken": float((new.double() - old.double()).square().sum())}
+    return replace(narrowed, plan=plan, arrays=arrays), taken
 
 
 def _array(values: RawArray) -> RawArray:

@@ -79,30 +79,33 @@ def compare(accounts: Sequence[Account]) -> Comparison | None:
         rate = fast.tokens_per_s if fast else None
         size = passport.nbytes(one.subject.engine)
         tone = GOOD if one.standing.kind == PROVEN else BAD
+        doubt = one.standing.alarm or (fast.stale if fast else "")
         rows.append(
             (
                 text(one.subject.name),
                 text(one.standing.word, tone),
                 text(passport.formats(one.subject)),
-                Cell(figures.number(rate), rate, BAD if one.standing.alarm and rate is not None else ""),
+                Cell(figures.number(rate), rate, BAD if doubt and rate is not None else ""),
                 cell(figures.times(fast.against_original if fast else None), fast.against_original if fast else None),
                 cell(figures.percent(fast.share_of_limit if fast else None), fast.share_of_limit if fast else None),
                 cell(bytes_text(size) if size is not None else figures.NONE, size),
             )
         )
-        mark = "" if one.standing.kind == PROVEN else f" ({one.standing.word})"
+        mark = f" ({one.standing.word})" if one.standing.kind != PROVEN else " (of another build)" if doubt else ""
         tip = f"{one.subject.name}: {figures.rate(rate)}{mark}"
-        kind = "ours" if one.standing.kind == PROVEN else "wrong"
+        kind = "wrong" if doubt else "ours"
         shown.append(bars.Bar(one.subject.name + mark, rate, tip, kind, reason="not measured"))
     head = columns("engine", "verdict", "formats", "tokens/s", "× original", "of the limit", "on disk", words=3)
     table = Table("Side by side", head, tuple(rows), sortable=True)
     blocks: list[Block] = [
-        Paragraph((f"{one.subject.name}: {one.standing.alarm}",), BAD) for one in accounts if one.standing.alarm
+        Paragraph((f"{one.subject.name}: {alarm}",), BAD)
+        for one in accounts
+        if (alarm := one.standing.alarm or one.answer.cards[1].alarm)
     ]
     blocks.append(table)
     if any(bar.value is not None for bar in shown):
         groups = (bars.Group("", shown),)
-        says = "Tokens per second of each engine's first cell; red: not proven to be its model."
+        says = "Tokens per second of each engine's first cell; red: not proven to be its model, or not its own."
         draw = lambda width: bars.draw(width, groups, figures.number)  # noqa: E731
         blocks.append(Plot("engines", "Speed of each engine", says, draw, table))
     return Comparison(title, tuple(blocks))

@@ -20,6 +20,7 @@ _PIECE = 1 << 24
 _FIRST = 8  # tokens of the prompt that the first token is timed with
 _FOREIGN = 0.08  # of a core: more than that by other processes, and a sample is taken again
 _TRIES = 3
+_SHORT_S = 0.25
 
 
 def main() -> None:
@@ -157,8 +158,12 @@ def _forget_peak() -> None:
             return  # a locked-down container: then it is the most since the start
 
 
-def _busy() -> tuple[float, float] | None:
-    """CPU seconds that all processes have used, the hypervisor's other guests included, and those of this one."""
+Busy = tuple[float, float, float]
+
+
+def _busy() -> Busy | None:
+    """CPU seconds that all processes have used, the hypervisor's other guests included; those of this one; and seconds
+    that its threads were ready while others ran in their place."""
     path = Path("/proc/stat")
     if not path.is_file():
         return None
@@ -167,13 +172,30 @@ def _busy() -> tuple[float, float] | None:
     whole = sum(ticks[i] for i in (0, 1, 2, 5, 6, 7)) / os.sysconf("SC_CLK_TCK")
     used = time.process_time()
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return whole, used + children.ru_utime + children.ru_stime
+    return whole, used + children.ru_utime + children.ru_stime, _waited()
 
 
-def _foreign(before: tuple[float, float] | None, after: tuple[float, float] | None, seconds: float) -> float:
-    """Cores that others had meanwhile; 0 where nobody can tell. /proc counts in hundredths of a second."""
-    if before is None or after is None or seconds < 0.25:
+def _waited() -> float:
+    """As far as the system counts it, which it does in nanoseconds; 0 where it does not."""
+    found = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            found += int(task.read_text(encoding="ascii").split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # a thread that has just ended
+    return found / 1e9
+
+
+def _foreign(before: Busy | None, after: Busy | None, seconds: float) -> float:
+    """Cores that others had meanwhile; 0 where nobody can tell.
+
+    /proc counts in hundredths of a second: of a short go only what its own threads waited for is known.
+    """
+    if before is None or after is None:
         return 0.0
+    waited = max(0.0, after[2] - before[2]) / seconds
+    if seconds < _SHORT_S:
+        return waited
     return max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds
 
 

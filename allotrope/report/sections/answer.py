@@ -71,7 +71,7 @@ def _device(engine: Value) -> str:
 
 
 def _sentence(standing: Standing, fast: speed.Headline | None) -> str:
-    if standing.kind != PROVEN or fast is None:
+    if standing.kind != PROVEN or fast is None or fast.stale:
         return f"{standing.headline}."
     if fast.against_original is not None and fast.against_original < 1:
         return f"{standing.headline}, but slower: {figures.times(fast.against_original)} the original's speed."
@@ -112,8 +112,9 @@ def _speed_card(standing: Standing, fast: speed.Headline | None) -> Card:
     if fast.best_peer and fast.against_best is not None and fast.best_peer != speed.ORIGINAL:
         lines.append(f"{figures.times(fast.against_best)} the best peer, {fast.best_peer}.")
     slower = fast.against_original is not None and fast.against_original < 1
-    tone = BAD if standing.alarm else "none" if slower else PLAIN
-    return Card(question, big, tuple(lines), tone, standing.alarm)
+    alarm = standing.alarm or fast.stale
+    tone = BAD if alarm else "none" if slower else PLAIN
+    return Card(question, big, tuple(lines), tone, alarm)
 
 
 def _tiles(subject: Subject, fast: speed.Headline | None) -> list[Tile]:

@@ -9,6 +9,7 @@ from allotrope.report.standing import Standing
 from allotrope.report.value import Value
 
 _OTHER = "Found on another build of this engine; run the command again."
+_UNKNOWN = "It does not say on which build of this engine it was found; run the command again."
 
 
 def source(subject: Subject, *parts: Value) -> Source:
@@ -16,7 +17,7 @@ def source(subject: Subject, *parts: Value) -> Source:
     command = next((found for part in parts if (found := part.words("command"))), "")
     date = next((found for part in parts if (found := part.words("date") or _measured_at(part))), "")
     digest = next((found for part in parts if (found := part.words("engine_digest"))), None)
-    return Source(command, date, _OTHER if digest and digest != subject.digest else "")
+    return Source(command, date, "" if digest and digest == subject.digest else _OTHER if digest else _UNKNOWN)
 
 
 def alarm(standing: Standing) -> tuple[Paragraph, ...]:

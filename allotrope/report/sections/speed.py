@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from allotrope.report import figures
-from allotrope.report.blocks import BAD, GOOD, PLAIN, QUIET, WARN, Block, Cell, Paragraph, Plot, Section, Source, Table
+from allotrope.report.blocks import BAD, GOOD, PLAIN, WARN, Block, Cell, Paragraph, Plot, Section, Source, Table
 from allotrope.report.plots import bars
+from allotrope.report.sections import peers
 from allotrope.report.sections.common import alarm, cell, columns, source, text
 from allotrope.report.sources import Subject
 from allotrope.report.standing import Standing
@@ -36,6 +37,7 @@ class Headline:
     against_best: float | None
     share_of_limit: float | None
     memory: float | None
+    stale: str  # why it is not this engine's, if so
 
 
 def headline(subject: Subject) -> Headline | None:
@@ -48,28 +50,24 @@ def headline(subject: Subject) -> Headline | None:
         if rate is not None:
             best, against = one.words("best_peer"), one.number("ratio_to_best")
             memory, share = one.number("peak_memory_bytes"), one.number("share_of_limit")
-            return Headline(_named(one), rate, ratio(one, ORIGINAL), best, against, share, memory)
+            stale = source(subject, found).stale
+            return Headline(_named(one), rate, ratio(one, ORIGINAL), best, against, share, memory, stale)
     load = found.at("load")
     rate = load.number("output_tokens_per_s") if load is not None else None
     if load is None or rate is None:
         return None
     name = f"{figures.count(load.number('requests'))} requests at a time"
-    return Headline(name, rate, None, None, None, load.number("share_of_limit"), None)
+    share, stale = load.number("share_of_limit"), source(subject, load, found).stale
+    return Headline(name, rate, None, None, None, share, None, stale)
 
 
 def ratio(one: Value, peer: str) -> float | None:
     """How many times as fast as a peer the engine is in a cell, if the peer took part and said the same."""
     found = one.path("peers", peer)
-    if found is None or found.words("reason_absent") or _different(found):
+    if found is None or found.words("reason_absent") or peers.different(found):
         return None
     ours, theirs = one.number("tokens_per_s"), found.number("tokens_per_s")
     return ours / theirs if ours is not None and theirs else None
-
-
-def _different(peer: Value) -> bool:
-    """Whether its answers were not ours: fast and wrong does not count."""
-    found = peer.at("different")
-    return found is not None and bool(found.raw)
 
 
 def section(subject: Subject, standing: Standing) -> Section:
@@ -82,7 +80,7 @@ def section(subject: Subject, standing: Standing) -> Section:
     if cells:
         blocks += _beside(subject, found, cells)
         came = source(subject, found)
-        blocks += [_grid(cells, came), *_skipped(found, came), *_peers(found, cells, came)]
+        blocks += [_grid(cells, came), *_skipped(found, came), *peers.table(found, cells, came)]
     load = found.at("load")
     if load is not None:
         blocks += _load(subject, found, load)
@@ -125,13 +123,13 @@ def _group(subject: Subject, one: Value) -> bars.Group:
     rate, share = one.number("tokens_per_s") or 0.0, one.number("share_of_limit")
     told = f"{subject.name}: {figures.rate(rate)}" + (f", {figures.percent(share)} of the limit" if share else "")
     shown = [bars.Bar("this engine", rate, told, "ours")]
-    peers = one.at("peers")
+    beside = one.at("peers")
     known = []
-    for peer, value in peers.pairs() if peers is not None else ():
+    for peer, value in beside.pairs() if beside is not None else ():
         speed, reason = value.number("tokens_per_s"), value.words("reason_absent")
-        form = " ".join(word for word in (value.words("version"), _format(value)) if word)
+        form = " ".join(word for word in (value.words("version"), peers.form(value)) if word)
         tip = f"{peer}{f' ({form})' if form else ''}: {figures.rate(speed)}"
-        if _different(value):
+        if peers.different(value):
             known.append(bars.Bar(f"{peer} (wrong)", speed, f"{tip}\nsays something else: does not count", "soft"))
         else:
             known.append(bars.Bar(peer, speed, tip, reason=reason or ""))
@@ -173,36 +171,6 @@ def _skipped(found: Value, came: Source) -> list[Block]:
     """Cells that were asked for and have no figures."""
     rows = [(text(_short(one)), text(one.words("reason"))) for one in found.each("skipped")]
     return [Table("Cells without figures", columns("cell", "why", words=2), tuple(rows), came)] if rows else []
-
-
-def _format(value: Value) -> str:
-    """A peer's format as one word: of its weights."""
-    form = value.at("format")
-    if form is None or not form.is_object:
-        return form.as_text() if form is not None else ""
-    return form.words("weights") or ""
-
-
-def _peers(found: Value, cells: Sequence[Value], came: Source) -> list[Block]:
-    """Who took part, in which version and format, and who did not and why."""
-    seen: dict[str, tuple[Cell, ...]] = {}
-    for one in cells:
-        peers = one.at("peers")
-        for name, value in peers.pairs() if peers is not None else ():
-            reason = value.words("reason_absent")
-            told = text(reason, QUIET) if reason else text("took part, and said the same")
-            if _different(value):
-                told = text("says something else: its speed does not count", BAD)
-            if name not in seen or not reason:
-                seen[name] = (text(name, code=True), text(value.words("version")), text(_format(value) or None), told)
-    facts = found.at("peers")
-    for name, value in facts.pairs() if facts is not None else ():
-        reason = value.words("reason_absent")
-        if name not in seen and reason:
-            seen[name] = (text(name, code=True), text(None), text(None), text(reason, QUIET))
-    if not seen:
-        return []
-    return [Table("The peers", columns("peer", "version", "format", "result", words=4), tuple(seen.values()), came)]
 
 
 def _load(subject: Subject, found: Value, load: Value) -> list[Block]:
