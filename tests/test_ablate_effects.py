@@ -68,6 +68,15 @@ def test_a_difference_shows_through_rounds_that_differ_more() -> None:
     assert effects.gain(series(1.0)[:1], series(1.0), 0) is None
 
 
+def test_a_gain_lies_in_its_own_interval() -> None:
+    """One disturbed round pulls the mean, whose interval it is, and not the middle."""
+    calm = [Sample(1.0 + i / 1e4, 0.1) for i in range(5)]
+    disturbed = [Sample(3.0, 0.1), *calm[1:]]
+    for pair in ((disturbed, calm), (calm, disturbed)):
+        found = effects.gain(*pair, 0)
+        assert found is not None and found.low <= found.ratio <= found.high and not found.shows
+
+
 def test_false_alarms_are_few() -> None:
     """An engine beside itself, 200 times: at 99 %, seven rounds."""
     pairs = [effects.gain(series(1.0, seed=2 * i), series(1.0, seed=2 * i + 1), i) for i in range(200)]

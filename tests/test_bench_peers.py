@@ -15,6 +15,7 @@ from allotrope.bench import catalogue, exported, floor, runners, tables
 from allotrope.bench.agreement import agreement, words
 from allotrope.bench.catalogue import PEERS
 from allotrope.bench.grid import Cell
+from allotrope.bench.peers import worker
 from allotrope.bench.precision import formats, precision
 from allotrope.bench.runners import Runner
 from allotrope.cli import main
@@ -144,6 +145,13 @@ def test_what_peers_read_is_the_same_model(kind: str, tmp_path: Path, monkeypatc
     assert len(tokenizer) == model.recipe.vocab
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == {"decicoder": "llama", "galactica": "opt"}.get(kind, kind)
+
+
+def test_of_a_short_go_what_its_threads_waited_for_is_known() -> None:
+    """/proc's hundredths of a second say nothing of a few milliseconds."""
+    assert worker._foreign((10.0, 1.0, 0.5), (10.02, 1.01, 0.503), 0.01) == pytest.approx(0.3)
+    assert worker._foreign((10.0, 1.0, 0.5), (12.0, 2.0, 0.5), 2.0) == pytest.approx(0.5)
+    assert worker._foreign(None, (1.0, 1.0, 0.0), 1.0) == 0 and worker._waited() >= 0
 
 
 def test_notes_name_everybody() -> None:

@@ -249,9 +249,7 @@ def test_what_peers_said_is_told_over_all_cells(tmp_path: Path) -> None:
     text = kit.Page(made(tmp_path, kit.full(tmp_path / "engine", {"bench": bench}))).text
     assert "says something else in 1 of 4 cells: its speed does not count" in text
     assert "took part, and said the same, token by token" in text
-    assert (
-        "took part; 18 of 24 texts are the same, the others part where its precision explains it; " in text
-    )
+    assert "took part; 18 of 24 texts are the same, the others part where its precision explains it; " in text
     assert "absent from 1 of 4 cells: signal SIGKILL" in text
 
 

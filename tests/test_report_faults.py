@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from allotrope.cli import main
 from allotrope.report import figures
 from allotrope.report.escape import markdown, script_json, visible
+from allotrope.report.plots import roofline
 from allotrope.report.plots.scale import linear, log
+from allotrope.report.svg import text_width
 from tests import report_kit as kit
 from tests import report_results as results
 from tests.schemas import fits
@@ -135,7 +138,7 @@ def test_what_people_read_fits_80_columns(tmp_path: Path, capsys: pytest.Capture
 
 def test_figures_in_words() -> None:
     said = [figures.number(value) for value in (None, 0, 0.0412, 3.4e-7, 12.34, 312.4, 12400, 2.5e9, -4)]
-    assert said == ["–", "0", "0.0412", "3.4 × 10⁻⁷", "12.3", "312", "12,400", "2.5 × 10⁹", "-4"]
+    assert said == ["–", "0", "0.0412", "3.4 × 10⁻⁷", "12.3", "312", "12,400", "2.5 × 10⁹", "−4"]
     shares = [figures.percent(value) for value in (0, 0.71, 0.974, 0.9997, 0.999997, 1, 0.0042, 1e-5, 12)]
     assert shares == ["0 %", "71 %", "97.4 %", "99.97 %", "99.9997 %", "100 %", "0.42 %", "0.001 %", "1,200 %"]
     assert [figures.seconds(value) for value in (0, 3e-8, 2.43e-5, 0.0124, 7.9, 300)] == (
@@ -156,6 +159,20 @@ def test_foreign_text_is_harmless_everywhere() -> None:
     assert visible("a\u202eb\x07\ud800\nc") == "a⟨U+202E⟩b⟨U+0007⟩⟨U+D800⟩\nc"
     assert "<" not in script_json({"</script>": "<!--"}) and json.loads(script_json(["\ud800</"])) == ["\ud800</"]
     assert markdown("[x](y) | <b> `c`\nd") == r"\[x\](y) \| &lt;b&gt; \`c\` d"
+
+
+def test_names_of_dots_cover_neither_each_other_nor_other_dots() -> None:
+    """Three ops at nearly the same place, and one at the edge of a narrow picture."""
+    spots = [roofline.Spot(f"linear_{i}", 1.5 + i / 50, 4e10, 0.3, "") for i in range(3)]
+    spots.append(roofline.Spot("linear_activation", 90.0, 4e10, 0.1, ""))
+    for width in (320, 720):
+        drawn = roofline.draw(width, spots, roofline.Roofs((("memory", 9e9),), 4e10)).inline("wide")
+        marks = re.findall(r'class="label named" x="([\d.]+)" y="([\d.]+)" text-anchor="middle">([^<]*)', drawn)
+        boxes = [(float(x), float(y), text_width(name) / 2) for x, y, name in marks]
+        assert len(boxes) >= 2
+        for i, (x, y, half) in enumerate(boxes):
+            assert x - half > 0 and x + half < width
+            assert all(abs(x - u) >= half + other or abs(y - v) >= 14 for u, v, other in boxes[:i])
 
 
 def test_scales_hold_their_values() -> None:

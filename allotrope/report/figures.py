@@ -18,8 +18,8 @@ def number(value: float | None) -> str:
     size = abs(value)
     if size and not _PLAIN[0] <= size < _PLAIN[1]:
         mantissa, _, power = f"{value:.1e}".partition("e")
-        return f"{mantissa} × 10{str(int(power)).translate(_POWERS)}"
-    return f"{value:,.0f}" if size >= 100 else f"{value:.3g}"
+        return f"{mantissa.replace('-', '−')} × 10{str(int(power)).translate(_POWERS)}"
+    return (f"{value:,.0f}" if size >= 100 else f"{value:.3g}").replace("-", "−")
 
 
 def count(value: float | None) -> str:

@@ -28,6 +28,7 @@ from allotrope.report.blocks import (
 from allotrope.report.escape import markup
 from allotrope.report.figures import date
 
+_MANY = 9  # columns that are set smaller
 _SHORT = 24  # characters of a row's head that stay on one line
 WIDE, NARROW = 736, 330  # the widths that a plot is drawn for: a desk's and a phone's
 
@@ -100,6 +101,7 @@ class Renderer:
 
     def _rows(self, table: Table, name: str = "") -> str:
         sort = " data-sort" if table.sortable else ""
+        sort += ' class="many"' if len(table.columns) > _MANY else ""
         head = "".join(_head(column) for column in table.columns)
         body = "".join(f"<tr>{_row(row, table.columns)}</tr>" for row in table.rows)
         name = markup(name or table.title)
@@ -134,7 +136,7 @@ def _head(column: Column) -> str:
 def _row(row: tuple[Cell, ...], columns: tuple[Column, ...]) -> str:
     made = []
     for i, (cell, column) in enumerate(zip(row, columns, strict=True)):
-        short = "short" if len(cell.text) <= _SHORT else "long" if cell.code else ""
+        short = "short" if len(cell.text) <= _SHORT else "long code" if cell.code else "long"
         kinds = " ".join(kind for kind in ("number" if column.numeric else "", cell.tone, short) if kind)
         marks = f' class="{kinds}"' if kinds else ""
         marks += f' data-order="{cell.order!r}"' if cell.order is not None else ""

@@ -9,6 +9,7 @@ from allotrope.report.plots.scale import linear
 from allotrope.report.svg import Drawing, fitted, text_width
 
 _BAR, _GAP, _GROUP_GAP, _HEAD = 18, 6, 22, 20
+_PHONE = 500  # narrower than that names need more of the width
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Group:
 def draw(width: int, groups: Sequence[Group], said: Callable[[float], str]) -> Drawing:
     """The groups below each other; each has a scale of its own, for it is within a group that bars are compared."""
     names = [bar.name for group in groups for bar in group.bars]
-    left = min(max([text_width(name) for name in names], default=0) + 12, width * 0.34)
+    left = min(max([text_width(name) for name in names], default=0) + 12, width * (0.45 if width < _PHONE else 0.34))
     height = sum(_height(group) for group in groups) + _GROUP_GAP * (len(groups) - 1) + 4
     drawing = Drawing(width, height)
     top = 0.0
@@ -62,7 +63,9 @@ def _group(drawing: Drawing, group: Group, top: float, left: float, said: Callab
         y = top + i * (_BAR + _GAP)
         drawing.label(left - 8, y + 13, fitted(bar.name, left - 8), "label", "end")
         if bar.value is None:
-            drawing.label(left, y + 13, fitted(bar.reason or "not measured", drawing.width - left), "label quiet")
+            drawing.label(
+                left + 6, y + 13, fitted(bar.reason or "not measured", drawing.width - left - 6), "label quiet"
+            )
             continue
         zero, end = scale(0), scale(bar.value)
         drawing.rect(min(zero, end), y, abs(end - zero), _BAR, f"bar {bar.kind}", bar.tip)

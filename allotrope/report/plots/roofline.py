@@ -10,6 +10,9 @@ from allotrope.report.plots.scale import Log, log
 from allotrope.report.svg import Drawing, fitted, text_width
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 92, 18, 54, 44
+_NAMED, _HALF = 6, 7  # dots with a name; half the height of a name, and of most dots
+Box = tuple[float, float, float, float]
+"""Middle, and half its width and height."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,29 @@ def draw(width: int, spots: Sequence[Spot], roofs: Roofs) -> Drawing:
     for spot in largest:
         radius = 4 + 9 * min(max(spot.share, 0.0), 1.0) ** 0.5
         drawing.dot(across(spot.intensity), up(spot.achieved), radius, "dot ours see-through", spot.tip)
-    for spot in largest[:3]:
+    taken = [(across(spot.intensity), up(spot.achieved), _HALF, _HALF) for spot in spots]
+    for spot in largest[:_NAMED]:
         x, y = across(spot.intensity), up(spot.achieved)
-        name = fitted(spot.name, width * 0.3)
-        right = x + 16 + text_width(name) < width - _RIGHT
-        drawing.label(x + (14 if right else -14), y + 4, name, "label", "start" if right else "end")
+        _name(drawing, x, y, fitted(spot.name, width * 0.4), taken)
     return drawing
+
+
+def _name(drawing: Drawing, x: float, y: float, name: str, taken: list[Box]) -> None:
+    """A dot's name where it covers no other name and no other dot, and stays inside; else nowhere."""
+    half = text_width(name) / 2
+    for dx, dy in ((14 + half, 0), (-14 - half, 0), (0, 20), (0, -18), (0, 36), (0, -34)):
+        box = (x + dx, y + dy, half, _HALF)
+        inside = box[0] - half > _LEFT and box[0] + half < drawing.width - _RIGHT
+        inside = inside and _TOP - 10 < box[1] < drawing.height - _BOTTOM - 4
+        others = [one for one in taken if one[:2] != (x, y)]
+        if inside and not any(_cover(box, other) for other in others):
+            drawing.label(box[0], box[1] + 4, name, "label named", "middle")
+            taken.append(box)
+            return
+
+
+def _cover(one: Box, other: Box) -> bool:
+    return abs(one[0] - other[0]) < one[2] + other[2] and abs(one[1] - other[1]) < one[3] + other[3]
 
 
 def _axes(drawing: Drawing, across: Log, up: Log) -> None:

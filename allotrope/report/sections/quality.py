@@ -12,6 +12,7 @@ from allotrope.report.blocks import (
     QUIET,
     WARN,
     Block,
+    Code,
     Fold,
     Pair,
     Paragraph,
@@ -207,6 +208,8 @@ def outputs(subject: Subject) -> Section:
     pairs.sort(key=lambda pair: pair.differ is None)  # those that differ first
     different = sum(pair.differ is not None for pair in pairs)
     told = f"{different} of {len(pairs)} answers differ; what follows the first difference is marked."
+    if not different:
+        told = f"{len(pairs)} of {len(pairs)} answers are the same on both sides."
     blocks: list[Block] = [Paragraph((told,), GOOD if not different else PLAIN), *pairs[:3]]
     if len(pairs) > 3:
         shown = pairs[3:_PAIRS]
@@ -233,4 +236,5 @@ def _why(divergence: Value | None) -> str:
 
 
 def _cited(came: Source) -> Block:
-    return Paragraph((f"{came.command or 'a command that was not kept'} · {figures.date(came.date)}",), QUIET)
+    command = Code(came.command) if came.command else "a command that was not kept"
+    return Paragraph((command, f" · {figures.date(came.date)}"), QUIET)

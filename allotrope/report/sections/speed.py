@@ -56,7 +56,7 @@ def headline(subject: Subject) -> Headline | None:
     rate = load.number("output_tokens_per_s") if load is not None else None
     if load is None or rate is None:
         return None
-    name = f"{figures.count(load.number('requests'))} requests at a time"
+    name = f"a load of {figures.count(load.number('requests'))} requests"
     share, stale = load.number("share_of_limit"), source(subject, load, found).stale
     return Headline(name, rate, None, None, None, share, None, stale)
 
