@@ -114,7 +114,17 @@ def test_a_part_that_slows_things_down_is_found(
         one.cache_clear()
     try:
         _, found, _ = ablate(
-            capsys, source, *QUICK, "--parts", "qkv,gated/torch_dud", "--device", "cpu", "--executor", "eager"
+            capsys,
+            source,
+            *QUICK,
+            "--parts",
+            "qkv,gated/torch_dud",
+            "--device",
+            "cpu",
+            "--executor",
+            "eager",
+            "--rounds",
+            5,  # of three, little shows
         )
     finally:
         monkeypatch.undo()

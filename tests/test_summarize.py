@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,18 @@ def test_what_cannot_be_asked(
 ) -> None:
     code, found, err = call(capsys, engine, "--data", DATA, *options)
     assert code == 2 and not found and len(err.splitlines()) == 1 and said in err
+
+
+def test_what_is_wrong_with_a_file_is_said_before_torch_is_there(tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("id,article\n")
+    (tmp_path / "none.txt").write_text(" \n")
+    code = (
+        "import sys; from allotrope.cli import main\n"
+        "said = [main(['summarize', '.', '--data', 'none.csv']), main(['eval', '.', '--text', 'none.txt'])]\n"
+        "print(said, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[2, 2] False" and "no column highlights" in ran.stderr
 
 
 def test_rouge_score_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

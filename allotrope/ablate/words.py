@@ -253,4 +253,4 @@ def _ms(value: float) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

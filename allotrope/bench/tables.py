@@ -84,7 +84,7 @@ def _row(cell: Mapping[str, Any], name: str, one: Mapping[str, Any]) -> tuple[st
 def _short(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def notes(shown: Mapping[str, Any]) -> Iterator[str]:

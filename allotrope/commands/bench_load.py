@@ -168,7 +168,7 @@ def _print(found: Measured, figures: dict[str, Any], out: Output) -> None:
     out.line(_described(found.workload, figures))
     out.line()
     rates = ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
-    rows = [(name.removesuffix("_per_s").replace("_", " "), f"{figures[name]:.4g}") for name in rates]
+    rows = [(name.removesuffix("_per_s").replace("_", " "), _rate(figures[name])) for name in rates]
     out.table(("per second", ""), rows)
     out.line()
     spreads = [(words, getattr(found.latencies, name)) for name, words in _LATENCIES]
@@ -212,6 +212,10 @@ def _limit(found: Measured) -> str:
         f"{read}, at {bytes_text(ceilings.read_bytes_per_s)}/s and with the\n"
         f"products at least {time_text(limit.seconds)}: {found.share_of_limit:.1%} of the limit's speed"
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _figure(value: float) -> str:

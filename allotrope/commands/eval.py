@@ -58,7 +58,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Evaluate, print and keep."""
     from allotrope.artifact import results
     from allotrope.eval import code, perplexity
-    from allotrope.eval.sides import described, open_sides
 
     began = time.perf_counter()
     asked_text, asked_code = _text_asked(args), _code_asked(args)
@@ -68,6 +67,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     problems = None if asked_code is None else code.read_problems(asked_code)
     if args.out is not None:
         results.make_folder(args.out)
+    from allotrope.eval.sides import described, open_sides  # torch
+
     args.max_num_seqs = args.max_num_seqs or args.batch_size
     options, folder = generation.runtime_options(args), generation.evaluated(args, out)
     sides = open_sides(folder, options, args.original, allow_pickle=args.allow_pickle)

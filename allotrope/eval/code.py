@@ -7,15 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allotrope.errors import UsageError
 from allotrope.eval.executing import Outcome, execute
 from allotrope.eval.paired import compare
 from allotrope.eval.problems import STOPS, Problem, ended, read
-from allotrope.eval.sides import Sides
 from allotrope.eval.summaries import Progress
-from allotrope.eval.writing import Ids, Written, by_engine, by_original, spelled
+
+if TYPE_CHECKING:  # torch comes late: what is wrong with a file is said at once
+    from allotrope.eval.sides import Sides
+    from allotrope.eval.writing import Ids, Written
 
 FILE = "completions.jsonl"
 NOT_EXECUTED = "not executed: --execute was not given"
@@ -122,6 +124,8 @@ def read_problems(asked: Asked) -> list[Problem]:
 
 def complete(sides: Sides, asked: Asked, problems: Sequence[Problem], progress: Progress) -> Found:
     """Both sides' completions; run, if that was asked."""
+    from allotrope.eval.writing import by_engine, by_original, spelled
+
     prompts = [sides.tokenizer.encode(problem.prompt) for problem in problems]
     fitting = [i for i, ids in enumerate(prompts) if len(ids) + min(asked.max_output, _LEAST) <= sides.context]
     if not fitting:

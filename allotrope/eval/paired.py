@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE, POWER = 0.95, 0.8
 RESAMPLES, SHUFFLES = 10_000, 10_000
+_FEW = 8
 _AT_ONCE = 1 << 22  # numbers held at a time
 _NORMAL = NormalDist()
 
@@ -69,6 +70,9 @@ def interval(
 ) -> Interval:
     """A bootstrap interval of the (weighted) mean: BCa, which allows for bias and skewness. NaN of a single value.
 
+    Values drawn anew never leave the range of what was seen, and of three all lie on one side of the truth in a
+    quarter of all cases: of fewer than eight it is Student's interval, with the jackknife's error.
+
     What is drawn anew is whole values with their weights; so where neighbours depend on one another, give blocks of
     them as one value.
     """
@@ -81,6 +85,11 @@ def interval(
     total, whole = mass.sum(), float((found * mass).sum() / mass.sum())
     if (found == found[0]).all():
         return whole, whole
+    if found.size < _FEW:
+        away = whole - (whole * total - found * mass) / (total - mass)
+        error = math.sqrt((found.size - 1) / found.size * float(((away - away.mean()) ** 2).sum()))
+        half = _student((1 + confidence) / 2, found.size - 1) * error
+        return whole - half, whole + half
     parts = _draws(found.size, resamples, seed)
     drawn = np.concatenate([(found[rows] * mass[rows]).sum(1) / mass[rows].sum(1) for rows in parts])
     without = (whole * total - found * mass) / (total - mass)  # the jackknife's means
@@ -145,7 +154,11 @@ def detectable(
 
 
 def _student(share: float, freedom: int) -> float:
-    """Student's quantile, by Fisher's expansion around the normal one."""
+    """Student's quantile: exact for one and two degrees of freedom, beyond by Fisher's expansion around the normal."""
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if freedom == 2:
+        return (2 * share - 1) / math.sqrt(2 * share * (1 - share))
     z = _NORMAL.inv_cdf(share)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

@@ -6,17 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allotrope.errors import RequestError, UsageError
-from allotrope.eval import distances
-from allotrope.eval.distances import Tokens, compared, joined
 from allotrope.eval.files import read_text
-from allotrope.eval.forced import forced, groups
-from allotrope.eval.sides import Sides
 from allotrope.eval.summaries import Progress
 from allotrope.eval.windows import Window, windows
-from allotrope.verify.oracle import LOGITS, Oracle
+
+if TYPE_CHECKING:  # torch comes late: what is wrong with a file is said at once
+    from allotrope.eval.distances import Tokens
+    from allotrope.eval.sides import Sides
+    from allotrope.verify.oracle import Oracle
 
 LONGEST_WINDOW = 2048  # by default; a model may allow far more
 _MOST = 10**9
@@ -68,10 +68,14 @@ class Found:
 
     def figures(self) -> dict[str, Any]:
         """The sums."""
+        from allotrope.eval import distances
+
         return distances.figures(self.tokens, self.asked.seed)
 
     def samples(self) -> list[dict[str, float]]:
         """The raw figures, block by block."""
+        from allotrope.eval import distances
+
         return distances.samples(self.tokens)
 
 
@@ -85,6 +89,9 @@ def read(asked: Asked) -> str:
 
 def evaluate(sides: Sides, asked: Asked, text: str, progress: Progress) -> Found:
     """Both sides over the same windows."""
+    from allotrope.eval.distances import compared, joined
+    from allotrope.eval.forced import forced, groups
+
     try:
         ids = sides.tokenizer.encode(text)
     except RequestError as error:
@@ -110,6 +117,8 @@ def evaluate(sides: Sides, asked: Asked, text: str, progress: Progress) -> Found
 
 def by_original(original: Oracle, group: Sequence[Window]) -> list[Any]:
     """For each window the logits that its scored tokens are told by."""
+    from allotrope.verify.oracle import LOGITS
+
     logits = original.walk([window.ids for window in group], {})[LOGITS]
     found, start = [], 0
     for window in group:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from allotrope.errors import UsageError
 from allotrope.eval import rouge
 from allotrope.eval.articles import Article, Prompt, chat_prompt, least_room, plain_prompt, read
-from allotrope.eval.divergence import Divergence, first_divergences
 from allotrope.eval.paired import Paired, compare
-from allotrope.eval.sides import Sides
-from allotrope.eval.writing import Written, by_engine, by_original, spelled
 from allotrope.runtime.bounds import show
+
+if TYPE_CHECKING:  # torch comes late: what is wrong with a file is said at once
+    from allotrope.eval.divergence import Divergence
+    from allotrope.eval.sides import Sides
+    from allotrope.eval.writing import Written
 
 GATED = "rouge1"
 _MOST = 10**6
@@ -140,6 +142,9 @@ class Found:
 
 def summarize(sides: Sides, asked: Asked, articles: Sequence[Article], scorer: Any, progress: Progress) -> Found:
     """Both sides' summaries of `articles`, judged by `scorer`."""
+    from allotrope.eval.divergence import first_divergences
+    from allotrope.eval.writing import by_engine, by_original, spelled
+
     chat = asked.prompt == "chat" or (asked.prompt == "auto" and sides.tokenizer.has_chat_template)
     room = _room(sides, asked, chat=chat)
     write = chat_prompt if chat else plain_prompt

@@ -95,11 +95,15 @@ def _words(what: str, found: Explained, batch: int, first: float, step: float | 
         return f"{what}: {begun}, by an estimate."
     own = _each(decode)
     if batch != found.asked.batch:
-        rates = f"{batch / step:.4g} tokens/s instead of {found.asked.batch / own:.4g}"
+        rates = f"{_rate(batch / step)} tokens/s instead of {_rate(found.asked.batch / own)}"
         return f"{what}: an estimated {time_text(step)} a step, {rates}; {begun}."
     verb = "would save" if own >= step else "would cost"
     change = f"{time_text(own)} → {time_text(step)}"
     return f"{what} {verb} an estimated {time_text(abs(own - step))} a token ({change}); {begun}."
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 1000 else f"{per_s:.4g}"
 
 
 def _each(phase: Phase) -> float:

@@ -193,9 +193,9 @@ def _foreign(before: Busy | None, after: Busy | None, seconds: float) -> float:
     """
     if before is None or after is None:
         return 0.0
-    waited = max(0.0, after[2] - before[2]) / seconds
     if seconds < _SHORT_S:
-        return waited
+        waited = max(0.0, after[2] - before[2]) / seconds
+        return min(waited, os.cpu_count() or 1)  # many threads may wait for one core
     return max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds
 
 

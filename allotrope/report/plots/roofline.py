@@ -58,7 +58,11 @@ def draw(width: int, spots: Sequence[Spot], roofs: Roofs) -> Drawing:
 def _name(drawing: Drawing, x: float, y: float, name: str, taken: list[Box]) -> None:
     """A dot's name where it covers no other name and no other dot, and stays inside; else nowhere."""
     half = text_width(name) / 2
-    for dx, dy in ((14 + half, 0), (-14 - half, 0), (0, 20), (0, -18), (0, 36), (0, -34)):
+    beside, below = (
+        ((14 + half, 0), (-14 - half, 0)),
+        [(dx, dy) for dy in (20, -18, 36, -34) for dx in (0, half, -half)],
+    )
+    for dx, dy in (*beside, *below):
         box = (x + dx, y + dy, half, _HALF)
         inside = box[0] - half > _LEFT and box[0] + half < drawing.width - _RIGHT
         inside = inside and _TOP - 10 < box[1] < drawing.height - _BOTTOM - 4
