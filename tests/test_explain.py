@@ -207,7 +207,7 @@ def test_what_cannot_be_asked(
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(
-    engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from allotrope.artifact import results
 
@@ -216,5 +216,10 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(
 
     monkeypatch.setattr(results, "write", full)
     code, out, _ = call(capsys, engine, "--io", "4,2")
-    assert code == 0 and "(not kept:" in out
+    assert code == 0 and "(not kept:" in out and "name another folder with -o" in " ".join(out.split())
+    monkeypatch.undo()
+    code, _, _ = call(capsys, engine, "--io", "4,2", "--predict", "none", "-o", tmp_path / "kept")
+    assert code == 0 and fits_kept("explain", tmp_path / "kept")["t_ctx_ms"] > 0
+    code, _, err = call(capsys, engine, "--io", "4,2", "-o", "/dev/null/x")
+    assert code == 2 and "/dev/null/x: cannot be written" in err
     assert torch.get_num_threads() == 1

@@ -238,6 +238,14 @@ def test_a_speed_of_another_build_is_not_this_engines(tmp_path: Path, of: str | 
     assert re.search(rf'<p class="alarm">{alarm}', text)
 
 
+def test_a_machine_that_was_not_idle_is_said_to_be_so(tmp_path: Path) -> None:
+    bench = results.bench()
+    assert "was not idle" not in made(tmp_path, kit.full(tmp_path / "quiet", {"bench": bench}))
+    bench["cells"][2]["peers"]["hf"]["foreign"] = 1.4
+    text = made(tmp_path, kit.full(tmp_path / "engine", {"bench": bench}))
+    assert '<p class="warn">The machine was not idle: other processes had up to 1.4 cores' in text
+
+
 def test_what_peers_said_is_told_over_all_cells(tmp_path: Path) -> None:
     bench = results.bench()
     first, *others = (cell["peers"] for cell in bench["cells"])

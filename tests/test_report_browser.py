@@ -221,6 +221,7 @@ def test_it_reads_without_script_and_in_print(show: Show, driver: Any) -> None:
         assert not driver.find_element("css selector", "button.theme").is_displayed()
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    show("two", scheme="dark", media="print")
+    show("two", 700, scheme="dark", media="print")
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 700, "tables fit a page"
     assert all(panel.is_displayed() for panel in driver.find_elements("css selector", ".engine"))
     assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -26,7 +26,7 @@ WORK = "explaining"
 HELP = (
     "Where an answer's time goes: each op beside the least that it could take, why it\n"
     "runs on its tactic, and what the host did in between. Prompts are random tokens.\n"
-    "Figures and samples are kept in the engine's explain.json."
+    "Figures and samples are kept in explain.json."
 )
 _MOST = 10**6
 _MOST_SEQS = 4096  # that a runtime takes
@@ -64,15 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against", type=Path, metavar="FILE", help="score what this earlier explain.json predicted")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a timeline that ui.perfetto.dev opens")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to keep what was found (ENGINE)")
     generation.add_running(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Run, account, print and keep."""
+    from allotrope.artifact import results
     from allotrope.explain import score, session, timeline, words
     from allotrope.hw.detect import detect
 
     asked = _asked(args)
+    if args.out is not None:
+        results.make_folder(args.out)
     if args.trace is not None:
         timeline.check_path(args.trace)
     before = None if args.against is None else score.read(args.against)
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         timeline.write(args.trace, middle.seen, found.manifest.plan, middle.began, about)
         figures["trace"] = str(args.trace)
         out.line(f"timeline: {args.trace} (ui.perfetto.dev opens it)")
-    _keep(folder, figures, found, device, args.command, out)
+    _keep(args, folder, figures, found, device, out)
     out.result(figures)
     return 0
 
@@ -242,16 +246,24 @@ def _print_why(figures: Mapping[str, Any], out: Output) -> None:
 
 
 def _keep(
-    folder: Path, figures: Mapping[str, Any], found: Explained, device: Device, command: str, out: Output
+    args: argparse.Namespace,
+    engine: Path,
+    figures: Mapping[str, Any],
+    found: Explained,
+    device: Device,
+    out: Output,
 ) -> None:
-    """Keep it in the engine's folder, if that can be written."""
+    """Keep it in the folder asked for, or in the engine's if that can be written."""
     from allotrope.artifact import results
     from allotrope.artifact.engine import open_engine
     from allotrope.explain.explanation import samples
 
+    folder = args.out or engine
     try:
-        path = results.keep(folder, "explain", figures, open_engine(folder), device, command, samples(found.runs))
-    except OSError:
-        out.line(f"(not kept: {folder} cannot be written)")
+        path = results.keep(folder, "explain", figures, open_engine(engine), device, args.command, samples(found.runs))
+    except OSError as error:
+        if args.out is not None:
+            raise UsageError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+        out.line(f"(not kept: {folder} cannot be written; name another folder with -o)")
         return
     out.line(f"kept, with every sample: {path}")

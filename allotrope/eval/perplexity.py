@@ -100,7 +100,8 @@ def evaluate(sides: Sides, asked: Asked, text: str, progress: Progress) -> Found
     cut = windows(ids[: asked.tokens or len(ids)], size, stride)
     if not cut:
         raise UsageError("the text is one token: nothing stands before it", where=str(asked.file), remedy="give more")
-    parts, seconds = list[Tokens](), {"engine": 0.0, "original": 0.0}
+    parts: list[Tokens] = []
+    seconds = {"engine": 0.0, "original": 0.0}
     with progress(sum(window.scored for window in cut), "scoring tokens") as shown:
         for group in groups(sides.opened, cut):
             began = time.perf_counter()

@@ -16,6 +16,7 @@ from allotrope.report.value import Value
 from allotrope.units import bytes_text
 
 ORIGINAL = "hf"  # the peer that is the original: transformers, as it comes
+_QUIET = 0.15  # cores that others may have had, as `allotrope bench` has it
 _SHOWN = 8  # groups of bars; more are in the table
 _LATENCIES = (
     ("queue_ms", "waiting to be started"),
@@ -78,6 +79,7 @@ def section(subject: Subject, standing: Standing) -> Section:
     blocks: list[Block] = [*alarm(standing)]
     cells = found.each("cells")
     if cells:
+        blocks += _busy(cells)
         blocks += _beside(subject, found, cells)
         came = source(subject, found)
         blocks += [_grid(cells, came), *_skipped(found, came), *peers.table(found, cells, came)]
@@ -85,6 +87,21 @@ def section(subject: Subject, standing: Standing) -> Section:
     if load is not None:
         blocks += _load(subject, found, load)
     return Section("speed", "Speed", tuple(blocks))
+
+
+def _busy(cells: Sequence[Value]) -> list[Block]:
+    """Figures that something else disturbed are not shown as if they were quiet ones."""
+    sides = [one for cell in cells for one in (cell, *_beside_it(cell))]
+    most = max((one.number("foreign") or 0.0 for one in sides), default=0.0)
+    if most <= _QUIET:
+        return []
+    told = f"The machine was not idle: other processes had up to {most:.2g} cores during a sample that counts."
+    return [Paragraph((told,), WARN)]
+
+
+def _beside_it(cell: Value) -> list[Value]:
+    found = cell.at("peers")
+    return [] if found is None else [one for _, one in found.pairs()]
 
 
 def _named(one: Value) -> str:
