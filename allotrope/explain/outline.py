@@ -61,7 +61,7 @@ def outline(described: Manifest, given: Mapping[str, Any], kind: str) -> Outline
     options |= given
     for part, name in (("smooth", "activations"), ("centre", "kv")):  # what is not done any more is not left out
         if options.get(name) is None:
-            options["without"] = tuple(one for one in options["without"] if one != part)
+            options["without"] = tuple(one for one in options.get("without", ()) if one != part)
     wanted = BuildOptions.of(**options)
     model = _model(described, wanted)
     dtype = compute_dtype(wanted.dtype, model.dtypes[0], kind)
