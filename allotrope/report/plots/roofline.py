@@ -48,7 +48,7 @@ def draw(width: int, spots: Sequence[Spot], roofs: Roofs) -> Drawing:
     for spot in largest:
         radius = 4 + 9 * min(max(spot.share, 0.0), 1.0) ** 0.5
         drawing.dot(across(spot.intensity), up(spot.achieved), radius, "dot ours see-through", spot.tip)
-    taken = [(across(spot.intensity), up(spot.achieved), _HALF, _HALF) for spot in spots]
+    taken: list[Box] = [(across(spot.intensity), up(spot.achieved), _HALF, _HALF) for spot in spots]
     for spot in largest[:_NAMED]:
         x, y = across(spot.intensity), up(spot.achieved)
         _name(drawing, x, y, fitted(spot.name, width * 0.4), taken)
