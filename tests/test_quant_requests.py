@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from allotrope.build import build, cached, narrowing
 from allotrope.build import calibration as texts
 from allotrope.build.options import BuildOptions
 from allotrope.errors import BuildError, UsageError
+from allotrope.models.model import open_model
 from allotrope.quant.finished import Finished
 from tests.narrow_kit import QUICK, checkpoint
 from tests.quantised_folder import quantised
 from tests.test_builder import LLAMA, shape
 from tests.test_quantised_models import STORED
+from tests.verifying import VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +84,14 @@ def test_calibration_without_a_tokenizer(tmp_path: Path) -> None:
         build(source, tmp_path / "engine", calibration_tokens=512, **asked)
     narrow = build(shape(tmp_path), tmp_path / "engine", calibration_tokens=512, **asked)
     assert narrow.manifest.evidence["quantisation"]["calibration"]["text"] == "random"
+
+
+def test_documents_are_parted_by_a_form_feed_whatever_ends_a_line(tmp_path: Path) -> None:
+    source = checkpoint("llama", tmp_path / "ckpt")
+    (source / "bytes.json").write_text(json.dumps({"vocab_size": VOCAB}))
+    model, parted = open_model(source), ("\f", "\f\n", "\f\r\n")
+    first, *others = (texts._encoded(model, f"ab{page}cd\n", "text") for page in parted)
+    assert others == [first, first] and len(first) == 2 * (1 + 2) + 1
 
 
 def test_a_kept_engine_is_of_the_text_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from allotrope.errors import TokenizerError, UsageError
 from allotrope.models.model import Model
 from allotrope.quant.streamed import Calibration
 
-PAGE = "\f\n"  # between documents
+_PAGE = re.compile(r"\f(?:\r?\n)?")  # between documents
 _LENGTH = 512  # tokens of a sequence
 _KEYS = 2048  # tokens of a sequence on which keys are looked at: they may differ from position to position
 _KEY_TOKENS = 8192  # in all: a mean is soon known
@@ -103,7 +104,7 @@ def _encoded(model: Model, text: str, where: str) -> list[int]:
     try:
         tokenizer = tokenizers.load(model.tokenizer_dir or Path(), model.recipe.vocab)
         begin = [tokenizer.bos_id] if tokenizer.bos_id is not None else list(tokenizer.eos_ids[:1])
-        pages = text.split(PAGE)
+        pages = _PAGE.split(text)
         ids = [[*begin, *tokenizer.encode(page, special=False, allow_special=False)] for page in pages]
     except TokenizerError as error:
         problem = f"the model's tokenizer cannot read the calibration text: {error.problem}"
