@@ -154,6 +154,15 @@ def test_what_is_published_is_read(said: dict[str, Any], stored: Stored, number:
     assert (found.number, found.words) == (number, words)
 
 
+def test_the_method_has_two_names(tmp_path: Path) -> None:
+    newer = {name: value for name, value in GPTQMODEL.items() if name != "quant_method"} | {"method": "gptq"}
+    assert parse(newer) == parse({**newer, "quant_method": "gptq", "hyb_act": False}) == parse(GPTQMODEL)
+    with pytest.raises(CheckpointError, match="quant_method 'awq' and method 'gptq' contradict each other; keep the"):
+        parse({**AWQ, "method": "gptq"})
+    (tmp_path / "quantize_config.json").write_text(json.dumps(newer))
+    assert find({}, tmp_path) == parse(GPTQMODEL)
+
+
 def test_what_older_tools_called_frozen_is_stored_alike() -> None:
     assert parse({**compressed(), "quantization_status": "frozen"}) == parse(compressed())
 

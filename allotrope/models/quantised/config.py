@@ -20,10 +20,10 @@ KEY = "quantization_config"
 _LARGEST = 65536
 
 # How it was calibrated, by whom, and which kernel its author likes: nothing that changes what the tensors mean.
-_TOLD = names("""quant_method damp_percent damp_auto_increment static_groups true_sequential model_name_or_path
+_TOLD = names("""quant_method method damp_percent damp_auto_increment static_groups true_sequential model_name_or_path
     model_file_base_name meta tokenizer dataset model_seqlen block_name_to_quantize module_name_preceding_first_block
     modules_in_block_to_quantize batch_size pad_token_id use_exllama disable_exllama exllama_config use_cuda_fp16
-    max_input_length cache_block_outputs act_group_aware mse lm_head pack_impl""")
+    max_input_length cache_block_outputs act_group_aware hyb_act mse lm_head pack_impl""")
 _AWQ_TOLD = _TOLD | names("do_fuse fuse_max_seq_len modules_to_fuse sym")
 
 _GROUP = count("group_size", low=PER_CHANNEL, high=_LARGEST, aliases=("q_group_size",))
@@ -57,7 +57,9 @@ def find(config: Mapping[str, Any], folder: Path | None, where: str = "config.js
     beside = folder / GPTQ_FILE if folder else None
     if beside is None or not beside.is_file():
         return stored
-    second = parse({"quant_method": "gptq", **read_object(beside)}, str(beside), GPTQ_FILE.removesuffix(".json"))
+    told = read_object(beside)
+    told = told if "method" in told else {"quant_method": "gptq", **told}
+    second = parse(told, str(beside), GPTQ_FILE.removesuffix(".json"))
     if stored is None:
         return second
     if replace(stored, ignore=second.ignore) != second:
@@ -71,7 +73,12 @@ def parse(said: Any, where: str = "config.json", path: str = KEY) -> Stored:
     if not isinstance(said, dict):
         raise CheckpointError(f"{path} is {shown(said)}, not an object", where=where, remedy=REMEDY)
     section = Section(said, path, where)
-    method = said.get("quant_method")
+    # GPTQModel calls it `method` by now, and writes both
+    given = [(name, said[name]) for name in ("quant_method", "method") if said.get(name) is not None]
+    method = given[0][1] if given else None
+    if given and given[-1][1] != method:
+        problem = f"{path}: quant_method {shown(method)} and method {shown(given[-1][1])} contradict each other"
+        raise CheckpointError(problem, where=where, remedy="keep the one that is right")
     if method == "gptq":
         return _gptq(section)
     if method == "awq":
