@@ -108,6 +108,10 @@ def test_rows_and_words() -> None:
     assert "Slowing things down: dud (2" in told
 
 
+def test_so_few_rounds_are_said_to_tell_little() -> None:
+    assert "Of so few rounds" in words.legend(3, 0.01) and "Of so few rounds" not in words.legend(5, 0.01)
+
+
 def test_interactions() -> None:
     """Parts that overlap, and parts that are independent."""
     alone, off = interactions(rows(findings(LATENCIES)))

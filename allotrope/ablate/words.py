@@ -17,6 +17,7 @@ SPEED = ("variant", "latency", "±", "prefill", "decode", "tokens/s", "gain", "i
 MEMORY = ("variant", "weights", "KV", "peak", "build", "build peak")
 QUALITY = ("variant", "KL", "it costs", "top-1", "perplexity", "verdict")
 GROUPS = {WHOLE: "", OFF: "– taken out –", ALONE: "– alone –", PLUS: "– added –", STEPS: ""}
+_TELLING = 5  # rounds of which Student's interval is not far wider than what was seen
 _LONGEST, _ADDS_UP = 30, 0.05  # characters of a name; how far, as a logarithm, gains may be from their product
 _LEGEND = """\
 ms, medians over {rounds} rounds; ±: half the distance between the quartiles.
@@ -100,7 +101,8 @@ def within_line(found: Sequence[Row]) -> str:
 
 def legend(rounds: int, noise: float) -> str:
     """What the first table's columns are."""
-    return _LEGEND.format(rounds=rounds, noise=noise)
+    few = "\nOf so few rounds little is more than noise: --rounds 7 tells more." if rounds < _TELLING else ""
+    return _LEGEND.format(rounds=rounds, noise=noise) + few
 
 
 def reasons(found: Sequence[Row]) -> Iterator[str]:
