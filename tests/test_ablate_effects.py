@@ -123,6 +123,20 @@ def test_interactions() -> None:
     assert "(they add up)" in words.interaction_line(interactions(rows(findings(independent)))[0])
 
 
+def test_a_step_that_goes_with_the_tactics_is_not_counted_twice() -> None:
+    """Without native tactics no step is native either: what taking both out costs would be the step's twice."""
+    parts = (*PARTS[:2], replace(PARTS[3], reason=None, not_alone="of no use"))
+    told = findings(LATENCIES | {"without step": 1.4})
+    told.variants = usual(WHOLE, parts)
+    found = rows(told)
+    (_, off) = interactions(found)
+    assert set(off.each) == {"tactics", "late-stop", "step"}
+    for row in found:
+        row.values["executor"] = "eager" if row.variant.name in ("without tactics", "reference") else "native"  # type: ignore[index]
+    (_, off) = interactions(found)
+    assert set(off.each) == {"tactics", "late-stop"}
+
+
 def test_an_interrupted_run_has_rows_without_figures() -> None:
     found = findings({})
     found.interrupted = True

@@ -9,11 +9,11 @@ from typing import Any
 
 from allotrope.ablate import effects
 from allotrope.ablate.effects import Gain, Interaction
-from allotrope.ablate.parts import FUSED, WHOLES
+from allotrope.ablate.parts import FUSED, STEP, TACTICS, WHOLES
 from allotrope.ablate.quality import cost
 from allotrope.ablate.session import Findings
 from allotrope.ablate.speed import Cell, same_tokens
-from allotrope.ablate.variants import ALONE, BARE, OFF, STEPS, Variant
+from allotrope.ablate.variants import ALL, ALONE, BARE, OFF, STEPS, Variant
 
 _CELL = ("latency_ms", "latency_spread_ms", "prefill_ms", "decode_ms", "tokens_per_s")
 _GAIN = ("gain", "gain_interval", "more_than_noise")
@@ -75,7 +75,7 @@ def _row(found: Findings, variant: Variant, noise: Mapping[Cell, float]) -> Row:
             gains[cell] = gain
     first = cells[0]
     values |= {key: first[key] for key in (*_CELL, *_GAIN)}
-    values |= _memory(found, name) | _built(found, name) | _quality(found, variant)
+    values |= _memory(found, name) | _built(found, variant) | _quality(found, variant)
     values["same_tokens"] = _same_tokens(found, variant)
     values["total_gain"] = _total(found, variant) if variant.group == STEPS else None
     values["cells"] = cells
@@ -124,10 +124,12 @@ def _memory(found: Findings, name: str) -> dict[str, Any]:
     )
 
 
-def _built(found: Findings, name: str) -> dict[str, Any]:
-    made = found.made.get(name)
+def _built(found: Findings, variant: Variant) -> dict[str, Any]:
+    made, wanted = found.made.get(variant.name), variant.setting.running.get("executor", "auto")
+    own = None if made is None else str(made.described.evidence["executor"]["kind"])
     return {
         "engine": None if made is None else str(made.folder),
+        "executor": own if wanted == "auto" or own is None else wanted,
         "build_seconds": None if made is None else made.seconds,
         "build_peak_memory_bytes": None if made is None else made.peak_memory_bytes,
     }
@@ -156,9 +158,10 @@ def interactions(found: Sequence[Row]) -> list[Interaction]:
     by_name = {row.variant.name: row for row in found}
     told = []
     whole = by_name.get(BARE)
+    apart = _apart(by_name)
     if whole is not None and whole.gain is not None:
         for group, what in ((ALONE, "each part alone"), (OFF, "each part off")):
-            each = {row.variant.parts[0]: row.gain.ratio for row in _of(found, group, WHOLES) if row.gain is not None}
+            each = {row.variant.parts[0]: row.gain.ratio for row in _of(found, group, apart) if row.gain is not None}
             if len(each) > 1:
                 told.append(Interaction(what, whole.gain.ratio, each))
     for group, prefix in ((ALONE, "only"), (OFF, "without")):
@@ -170,6 +173,15 @@ def interactions(found: Sequence[Row]) -> list[Interaction]:
                 how = "alone" if group == ALONE else "off"
                 told.append(Interaction(f"each fusion {how}", fused.gain.ratio, each))
     return told
+
+
+def _apart(rows: Mapping[str, Row]) -> tuple[str, ...]:
+    """The parts that share nothing: without tactics a native step is none either, so the step lies in these then."""
+    whole, bare = (rows.get(name) for name in (ALL, f"without {TACTICS}"))
+    if whole is None or bare is None or bare.gain is None:
+        return WHOLES
+    same = bare.values["executor"] == whole.values["executor"]
+    return WHOLES if same else tuple(part for part in WHOLES if part != STEP)
 
 
 def _of(found: Sequence[Row], group: str, parts: Sequence[str]) -> list[Row]:
