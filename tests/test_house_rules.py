@@ -374,3 +374,16 @@ def test_the_way_from_generate_to_launch_is_short() -> None:
         assert {node.name for node in found} == set(wanted), f"{name} has other names: bring this path up to date"
         lines += sum((node.end_lineno or 0) - node.lineno + 1 for node in found)
     assert lines <= 200
+
+
+def test_no_two_headers_of_the_core_define_the_same_function() -> None:
+    """Their sources are linked together, and of two such functions the linker keeps one, whatever the other returns."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for path in sorted((ROOT / "native" / "core").glob("*.h")):
+        for name, given in re.findall(
+            r"^(?:ALLOTROPE_INLINE|inline) [\w:<>&* ]*?(\w+)\(([^)]*)\) \{", path.read_text(), re.M
+        ):
+            types = (re.sub(r"\s*\b\w+$", "", one.strip()) for one in given.split(","))
+            found.setdefault((name, *types), set()).add(path.name)
+    assert len(found) > 30
+    assert not {signature: files for signature, files in found.items() if len(files) > 1}

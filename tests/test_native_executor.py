@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -194,6 +196,31 @@ def test_the_core_is_the_default_where_it_computes_all(
         evidence["wanted"] == "eager"
         and "executor: eager (not native: there is no native core: it is not built)" in told
     )
+
+
+def test_an_engine_without_its_core_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "find", lambda: native.Found(why="it is not built; with a C++20 compiler: make native"))
+    missing = (
+        "computed by the native core, and there is none here: it is not built; .*; or rebuild it: allotrope build "
+    )
+    with pytest.raises(EngineError, match=missing):
+        LLM(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has such mounts")
+def test_a_read_only_engine_runs(folder: Path, tmp_path: Path) -> None:
+    """Mounted where nothing can be written, and without a cache that could."""
+    script = (
+        'mount --bind "$1" "$2" && mount -o remount,ro,bind "$2" && exec "$3" -m allotrope run "$2" hi --max-tokens 2'
+    )
+    target = tmp_path / "there"
+    target.mkdir()
+    command = ["unshare", "-m", "sh", "-c", script, "sh", str(folder), str(target), sys.executable]
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("may not mount here")
+    environment = os.environ | {"ALLOTROPE_CACHE": "/proc/none"}
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_one_call_in_the_way_leaves_none_native(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

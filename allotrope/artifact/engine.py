@@ -97,6 +97,12 @@ def _check_device(described: Manifest, folder: Path, device: Device | None) -> N
     from allotrope.hw.detect import detect
 
     then: dict[str, str] = described.fingerprint["hard"]
+    if "isa" in then and native.find().core is None:
+        raise EngineError(
+            f"computed by the native core, and there is none here: {native.find().why}",
+            where=str(folder),
+            remedy=f"or {rebuild_command(described, folder)}",
+        )
     here = fingerprint(device or detect(described.device["kind"]), native.find().isa if "isa" in then else None)
     for fact in sorted(set(then) | set(here.hard)):
         if then.get(fact) != here.hard.get(fact):

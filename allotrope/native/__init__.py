@@ -37,7 +37,9 @@ def find() -> Found:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
         return Found(
-            why="it is not built; with a C++ compiler: make native" if missing else f"it does not load: {error}"
+            why="it is not built; with a C++20 compiler: make native, or pip install anew"
+            if missing
+            else f"it does not load: {error}"
         )
     lacking = dict(core.isas())
     able = [name for name, lacks in lacking.items() if not lacks]

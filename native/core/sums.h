@@ -68,7 +68,7 @@ inline bool any_of(I mask) {
     return found;
 }
 
-inline Peak peak_of(const float* from, int64_t count) {
+inline Peak chunk_peak(const float* from, int64_t count) {
     F tops = splat(-INFINITY);
     I spoilt{}, unordered{};
     over(

@@ -169,27 +169,27 @@ int pool() {
     return found;
 }
 
-// Two threads while they are worth it, one while the other shares its core, and two again.
+// Two threads while they are worth it, one while the other shares its core, and two again. Now and then it asks.
 int pace() {
     Pace pace(2);
     int wrong = 0;
-    const auto milliseconds = [&](int many, double slowness_of_two, double slowness_of_one) {
-        for (double left = many; left > 0;) {
-            constexpr int64_t kWork = 8'000'000;
-            const double slowness = pace.size() == 2 ? slowness_of_two : slowness_of_one;
-            pace.note(Cost{static_cast<int64_t>(kWork * slowness), kWork, 0});
-            left -= 8 * slowness;
+    const auto mostly = [&](int wanted, double slowness_of_two, double slowness_of_one) {
+        constexpr double kWork = 8e6;
+        double spent = 0, otherwise = 0;
+        for (int step = 0; step < 4000; ++step) {
+            const bool two = pace.size() == 2;
+            const double wall = kWork * (two ? slowness_of_two : slowness_of_one);
+            if (step >= 1000) spent += wall;
+            if (step >= 1000 && two != (wanted == 2)) otherwise += wall;
+            pace.note(Cost{static_cast<int64_t>(wall), static_cast<int64_t>(kWork), 0});
         }
-        return pace.size();
+        return otherwise < 0.1 * spent;
     };
-    wrong += milliseconds(5000, 0.55, 1) != 2;  // a quiet machine
-    wrong += milliseconds(500, 2.5, 1.1) != 1;  // someone on one core
-    int apart = 0;
-    for (int i = 0; i < 100; ++i) apart += milliseconds(50, 2.5, 1.1) == 2;
-    wrong += apart > 10;                         // and it does not ask often
-    wrong += milliseconds(4000, 0.55, 1) != 2;  // they are gone
-    wrong += milliseconds(4000, 1.2, 1.6) != 2;  // everywhere others, and two are the better still
-    wrong += Pace(1).size() != 1;
+    wrong += !mostly(2, 0.55, 1);   // a quiet machine
+    wrong += !mostly(1, 2.5, 1.1);  // someone on one core
+    wrong += !mostly(1, 40, 4);     // a crowd
+    wrong += !mostly(2, 0.55, 1);   // they are gone
+    wrong += !mostly(2, 1.2, 1.6);  // everywhere others, and two are the better still
     if (wrong) std::printf("the pace: %d times another than the faster\n", wrong);
     return wrong;
 }

@@ -299,8 +299,8 @@ void sample(const Args& args, Team& team) {
         }
         for_chunks([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
             Record& record = room.records[chunk];
-            record.raw = peak_of(step.raw(row) + first, length);
-            record.adjusted = step.adjusts() ? peak_of(room.adjusted + first, length) : record.raw;
+            record.raw = chunk_peak(step.raw(row) + first, length);
+            record.adjusted = step.adjusts() ? chunk_peak(room.adjusted + first, length) : record.raw;
         });
         team.barrier();
         for_chunks([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {

@@ -22,7 +22,7 @@ void finite(const Args& args, Team& team) {
     const Share mine(logits.rows * chunks, team);
     for (int64_t at = mine.begin; at < mine.end; ++at) {
         const int64_t first = at % chunks * kChunk, left = logits.width - first;
-        flags[at] = peak_of(logits.row<float>(at / chunks) + first, left < kChunk ? left : kChunk).finite;
+        flags[at] = chunk_peak(logits.row<float>(at / chunks) + first, left < kChunk ? left : kChunk).finite;
     }
     team.barrier();
     for (int64_t row = team.index; row < logits.rows; row += team.count) {
@@ -82,7 +82,7 @@ void scores(const Args& args, Team& team) {
         }
         return found;
     };
-    for_chunks([&](int64_t, Record& record, const float* from, int64_t length) { record.peak = peak_of(from, length); });
+    for_chunks([&](int64_t, Record& record, const float* from, int64_t length) { record.peak = chunk_peak(from, length); });
     team.barrier();
     for_chunks([&](int64_t row, Record& record, const float* from, int64_t length) {
         record.mass = mass_of(from, length, peak(row));
