@@ -153,12 +153,15 @@ def test_a_run_that_was_stopped_goes_on(
         turn(self, runner, cell, repeat)
 
     monkeypatch.setattr(comparison.Turns, "_turn", interrupted)
-    assert call(capsys, engine, *asked)[0] == 130
+    code, out, _ = call(capsys, engine, *asked)
+    assert code == 130 and "with --resume the same command goes on" in out
     journal = engine / "bench.samples.jsonl"
     with journal.open("a") as file:
         file.write('{"cell": [1, 6')  # killed while it wrote
     monkeypatch.setattr(comparison.Turns, "_turn", turn)
     before = journal.read_text().splitlines()[1:4]
+    assert call(capsys, engine, *asked, "--prepare", "--resume")[0] == 0
+    assert journal.read_text().splitlines()[1:4] == before, "preparing takes nothing away"
     code, out, _ = call(capsys, engine, *asked, "--resume")
     assert code == 0 and "going on with 3 samples of an earlier run" in out
     samples = json.loads((engine / "bench.json").read_text())["samples"]

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Measure, print and keep."""
     from allotrope.artifact.engine import open_engine
     from allotrope.bench.comparison import Comparison
+    from allotrope.bench.workers import WorkerFailed
     from allotrope.hw import detect, peaks
 
     asked = _question(args)
@@ -68,8 +69,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     comparison.prepare()
     if args.prepare:
         return _prepared(comparison, out)
-    with out.progress(comparison.turns, "measuring") as bar:
-        turns = comparison.measure(bar.advance)
+    try:
+        with out.progress(comparison.turns, "measuring") as bar:
+            turns = comparison.measure(bar.advance)
+    except (KeyboardInterrupt, WorkerFailed):
+        out.sentence("What was measured is kept: with --resume the same command goes on.")
+        raise
     ceilings = peaks.load(device)
     shown = comparison.results(turns, ceilings)
     _print(shown, out)
@@ -138,7 +143,8 @@ def _prepared(comparison: Comparison, out: Output) -> int:
     rows = [(one.name, one.reason or "ready") for one in comparison.peers]
     for name, state in rows:
         out.sentence(f"{name}: {state}")
-    comparison.journal.forget()
+    if not comparison.journal.found:
+        comparison.journal.forget()
     shown = {name: {"reason_absent": None if state == "ready" else state} for name, state in rows}
     out.result({"cells": [], "skipped": comparison.skipped, "peers": shown})
     return 0
