@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -387,3 +388,9 @@ def test_no_two_headers_of_the_core_define_the_same_function() -> None:
             found.setdefault((name, *types), set()).add(path.name)
     assert len(found) > 30
     assert not {signature: files for signature, files in found.items() if len(files) > 1}
+
+
+def test_what_is_left_out_of_the_package_is_no_part_of_it() -> None:
+    """A name without a slash leaves out folders of that name everywhere, `allotrope/models` too."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["scikit-build"]
+    assert all(name.startswith("/") for name in settings["sdist"]["exclude"])
