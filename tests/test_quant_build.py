@@ -278,3 +278,13 @@ def test_a_gpu_computes_the_same_codes(tmp_path: Path, llama: Path, name: str, d
         assert_the_same_within_the_floor(ends)
     else:
         assert said(ends[0]) == said(ends[1])
+
+
+def test_one_group_to_a_row_is_a_scale_per_row(tmp_path: Path) -> None:
+    """Whoever reads codes tells fp16 scales of groups from fp32 ones of rows by the number of groups."""
+    source = checkpoint("llama", tmp_path / "ckpt", intermediate_size=128)
+    build(str(source), tmp_path / "engine", weights="int4", group_size=64, **QUICK)
+    engine = open_engine(tmp_path / "engine")
+    kinds = {path: slots_of(engine)[f"blocks.0.mlp.{path}.scales"].dtype.name for path in ("up", "down")}
+    assert kinds == {"up": "float32", "down": "float16"}
+    assert_computes_its_codes(engine, open_model(source))

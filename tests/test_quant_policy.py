@@ -50,7 +50,7 @@ def test_blocks_take_the_format_and_nothing_else_does() -> None:
         (("blocks.*=wide", "*.down=int8"), {"q": None, "down": INT8}),
         (("blocks.[12].*=fp8",), {"q": INT4, "down": INT4}),
         (("blocks.0.attn.?=fp8", "blocks.0.mlp.*=int8:32"), {"q": FP8, "down": Format("int8", 32)}),
-        (("*.q=int4:64", "*.down=fp16"), {"q": Format("int4", 64), "down": Store("fp16")}),
+        (("*.q=int4:64", "*.down=fp16"), {"q": Format("int4"), "down": Store("fp16")}),
         (("*.q=fp32", "*.down=bf16"), {"q": None, "down": Store("bf16")}),
     ],
 )
@@ -66,9 +66,9 @@ def test_groups_and_zeros_are_int4s_own() -> None:
     ).formats
     names = ("o", "q", "k", "v")
     assert [found[f"blocks.0.attn.{name}"] for name in names] == [
-        Format("int4", 64, False),
+        Format("int4", None, False),
         INT8,
-        Format("int4", 64, False),
+        Format("int4", None, False),
         Format("int4", 32, False),
     ]
     assert chosen(weights="int8", asymmetric=True, keep=("*.q=int4",)).formats["blocks.0.attn.q"] == Format(
@@ -77,7 +77,7 @@ def test_groups_and_zeros_are_int4s_own() -> None:
 
     for weights in (None, "fp16"):  # which have no groups: then exceptions are who is meant
         assert chosen(weights=weights, group_size=32, keep=("head=int8",)).formats["head"] == Format("int8", 32)
-    assert chosen(group_size=64, keep=("head=int4",)).formats["head"] == Format("int4", 64)
+    assert chosen(group_size=64, keep=("head=int4",)).formats["head"] == Format("int4")  # 64 wide
     assert chosen(weights="int8", group_size=32, keep=("head=int8", "*.q=int4:64")).formats["head"] == Format(
         "int8", 32
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
 
@@ -232,7 +232,10 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
     for call in calls:
         form = formats[call.path]
         if isinstance(form, Format):
-            form.check_shape(plan.weights[plans.name(call.ins["weight"])].parts[0][1], call.path)
+            shape = plan.weights[plans.name(call.ins["weight"])].parts[0][1]
+            form.check_shape(shape, call.path)
+            if form.group == shape[1]:  # one group to a row is a scale per row, and stored as that
+                formats[call.path] = replace(form, group=None)
     if held:
         return Policy(formats, AS_STORED, wanted.activations or held.activations, reasons, kv)
     return Policy(formats, _method(wanted, formats), wanted.activations, reasons, kv)
