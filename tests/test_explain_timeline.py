@@ -12,8 +12,9 @@ import pytest
 from allotrope.cli import main
 from allotrope.explain import timeline
 from allotrope.explain.drive import Asked, Run
+from allotrope.explain.notes import Notes, Stepped
 from allotrope.explain.session import Setting, explain
-from allotrope.explain.spans import Spans
+from allotrope.explain.watch import _told
 from allotrope.hw.detect import detect
 from allotrope.runtime.buffers import page_bytes
 from allotrope.runtime.options import RuntimeOptions
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     room = 16 * page_bytes(PLAN, 4)
     sizes = {"max_num_seqs": 2, "max_len": 16, "max_batched_tokens": 20, "page_size": 4}
     options = RuntimeOptions(threads=1, kv_memory=room, **sizes)
-    return explain(folder, Asked(3, 10, 6), Setting(options, detect("cpu"), None)).runs.middle
+    return explain(folder, Asked(3, 10, 6), Setting(options, detect("cpu"), None, traced=True)).runs.middle
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +112,8 @@ def test_pages_are_counted_up_and_come_back(trace: dict[str, Any]) -> None:
 
 def test_a_gpus_steps_end_when_the_host_had_them_and_nvtx_hears_of_spans(run: Run) -> None:
     """Launching is not doing: a step lies where the device worked, after the one before it."""
-    from allotrope.explain.watch import Stepped
-
     step = run.seen.steps[0].step
-    steps = [Stepped(step, (0.0, 0.1), (0.9, 1.0), busy_s=0.8), Stepped(step, (0.2, 0.3), (1.4, 1.5), busy_s=0.5)]
+    steps = [Stepped(step, (0.0, 0.1), 1.0, busy_s=0.8), Stepped(step, (0.2, 0.3), 1.5, busy_s=0.5)]
     found = list(timeline._steps(steps, PLAN, 0.0))
     assert [(event["ts"], event["dur"]) for event in found] == [(2e5, 8e5), (1e6, 5e5)]
 
@@ -126,13 +125,12 @@ def test_a_gpus_steps_end_when_the_host_had_them_and_nvtx_hears_of_spans(run: Ru
             self.append("end")
 
     heard = Heard()
-    spans = Spans(heard)
-    with spans.span("step"), spans.span("planning"):
-        pass
-    assert heard == ["step", "planning", "end", "end"]
-    inner, outer = spans.found()
-    assert (inner.depth, outer.depth) == (1, 0) and outer.begin <= inner.begin <= inner.end <= outer.end
-    assert outer.own == pytest.approx(outer.end - outer.begin - (inner.end - inner.begin))
+    notes = Notes(heard)
+    notes.now("queueing")
+    notes.now("loop")
+    assert _told(heard, "planning", lambda: 7)() == 7
+    notes.now("")
+    assert heard == ["queueing", "end", "loop", "planning", "end", "end"]
 
 
 def test_a_load_has_one_too_without_what_warmed_up(

@@ -25,7 +25,7 @@ from allotrope.ops import registry
 from allotrope.ops.native import NativeTactic
 from allotrope.runtime.request import new_request
 from allotrope.runtime.sampling_params import SamplingParams
-from allotrope.runtime.step import WANT_ALL
+from allotrope.runtime.step import WANT_ALL, WANT_LAST
 from tests.engines import GPT, LLAMA, MemoryEngine, naive, plan_of, random_weights
 from tests.native_kit import native_engine, native_executor, needs_core
 from tests.test_builder import LLAMA as CONFIG
@@ -244,9 +244,25 @@ def test_room_grows_with_the_step() -> None:
     large = native_executor(engine, max_tokens=64, max_requests=64)
     found, expected = small.run(step), large.run(step)
     assert found.logits.tobytes() == expected.logits.tobytes()
-    assert found.call_s is not None and len(found.call_s) == len(small.plan.calls)
-    assert (found.call_s > 0).all() and found.call_s.sum() <= found.busy_s
-    assert expected.call_s is None
+    assert found.timed is not None and expected.timed is None
+    call_s, prepare_s = found.timed.seconds()
+    assert len(call_s) == len(small.plan.calls)
+    assert (call_s > 0).all() and 0 < prepare_s + call_s.sum() <= found.busy_s
+
+
+def test_more_steps_than_the_clock_has_room_for_are_all_timed() -> None:
+    """Read after the run and after the executor is closed, each step's own: a long one stands out where it was."""
+    runner = native_executor(native_engine(LLAMA), timed=True)
+    lengths = [1] * 300
+    lengths[70], lengths[280] = 16, 16
+    outputs = [runner.run(one_step([5] * length, WANT_LAST)) for length in lengths]
+    runner.close()
+    read = [output.timed.seconds() for output in outputs if output.timed]
+    assert len(read) == 300
+    for (call_s, prepare_s), output in zip(read, outputs, strict=True):
+        assert (call_s > 0).all() and 0 < prepare_s + call_s.sum() <= output.busy_s
+    usual = np.median([call_s.sum() for call_s, _ in read])
+    assert min(read[70][0].sum(), read[280][0].sum()) > 2 * usual
 
 
 def test_an_idle_engine_takes_no_processor() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from allotrope.hw.device import Device
+from allotrope.hw.timer import Run
 from allotrope.ops import check, poison, registry
-from allotrope.ops.contract import Array, Contract, Problem, Role
+from allotrope.ops.contract import Array, Contract, Problem, Role, Scalar
+from allotrope.ops.native import NativeTactic
 from allotrope.ops.tactic import Tactic
 
 # Weights are rotated among copies until they exceed any cache, as a model's other layers would see to;
@@ -62,6 +64,28 @@ class Stage:
 
     def call(self, tactic: Tactic, cold_bytes: int = _COLD_BYTES) -> Callable[[int], None]:
         """What to time: runs the tactic, on the i-th copy of its weights, which in all take about `cold_bytes`."""
+        outs, sets, params, workspace = self._set_up(tactic, cold_bytes)
+
+        def run(i: int) -> None:
+            tactic.run(outs, sets[i % len(sets)], params, workspace)
+
+        return run
+
+    def series(self, tactic: NativeTactic) -> Run:
+        """Likewise of a tactic of the native core: so many calls as one step makes them, and their seconds."""
+        outs, sets, params, workspace = self._set_up(tactic, _COLD_BYTES)
+        series = tactic.series(outs, sets, params, workspace)
+        held = (outs, sets, workspace)  # as long as the series: the core knows no more than where they lie
+
+        def run(first: int, count: int, _held: object = held) -> float:
+            return series(first, count)
+
+        return run
+
+    def _set_up(
+        self, tactic: Tactic, cold_bytes: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], Mapping[str, Scalar], torch.Tensor | None]:
+        """Outputs, a set of inputs for each copy of the weights, parameters and a workspace."""
         packings, where = tactic.packings(), self.device.torch_name
         given: dict[str, Any] = {}
         cold: dict[str, torch.Tensor] = {}
@@ -85,12 +109,7 @@ class Stage:
         }
         scratch = tactic.workspace(self.problem, self.device)
         workspace = torch.empty(scratch, dtype=torch.uint8, device=where) if scratch else None
-        params = self.contract.complete(self.problem.params)
-
-        def run(i: int) -> None:
-            tactic.run(outs, sets[i % copies], params, workspace)
-
-        return run
+        return outs, sets, self.contract.complete(self.problem.params), workspace
 
     def _empty(self, dtype: str, operand: Any, where: str) -> torch.Tensor:
         shape = poison.out_shape(self.contract, operand, self.problem, self.ins)

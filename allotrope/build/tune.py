@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from allotrope.build.choose import Trial
 from allotrope.build.options import BuildOptions
@@ -12,7 +13,7 @@ from allotrope.build.stage import Stage, shrunk
 from allotrope.build.tasks import DECODE_ROWS, Task
 from allotrope.build.timings import Measured, Timings
 from allotrope.hw.device import Device
-from allotrope.hw.timer import in_graphs, time_calls
+from allotrope.hw.timer import Timing, in_graphs, time_calls, time_runs
 from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.native import NativeTactic
@@ -26,6 +27,7 @@ _BUDGET_S = {"full": 0.5, "fast": 0.1}
 _LEAST_NOISE = 0.02  # of a timing: two builds should not differ over less
 _HOPELESS = 3.0  # so many times slower than another tactic: not worth more samples
 MOST_ROWS = 8192  # that a tactic without a bound must be able to serve, for a runtime may ask for as many
+_SHORT_S = 2e-4  # of a sample inside the core, which no Python delays: short ones are seldom disturbed
 _RECORDED = 32  # calls in a graph that is timed
 _RAISED = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError)  # what torch raises, out of memory too
 
@@ -87,8 +89,8 @@ class Tuner:
         """The tactic's own answer, and the user's. It must serve the bucket's fewest and most rows, too."""
         packings = tuple(sorted(tactic.packings().items()))
         trial = Trial(tactic.name, tactic.version, None, packings, capturable=tactic.capturable)
-        names = {tactic.name, f"{problem.op}/{tactic.name}", *(["native"] if isinstance(tactic, NativeTactic) else [])}
-        if isinstance(tactic, NativeTactic) and self.options.executor != "native":
+        names = {tactic.name, f"{problem.op}/{tactic.name}", *(["native"] if _native(tactic) else [])}
+        if _native(tactic) and self.options.executor != "native":
             return replace(trial, refusal=f"built for the {self.options.executor} executor")
         if names & set(self.options.without):
             return replace(trial, refusal="taken out with --without")
@@ -123,7 +125,7 @@ class Tuner:
                 results.append(trial)
                 continue
             recorded = self._recorded(tactic, problem)
-            how = f"{effort} recorded" if recorded else effort
+            how = f"{effort} recorded" if recorded else f"{effort} in a step" if _native(tactic) else effort
             measured = self.timings.get(tactic, problem, how)
             if measured is None:
                 stage = stage or Stage.of(problem, self.device, self.options.seed, _CHECKED_VALUES[effort])
@@ -150,15 +152,21 @@ class Tuner:
         import torch
 
         with torch.inference_mode():
-            each = 1
-            call: Callable[[int], object] = stage.call(tactic)
-            if recorded:
-                call, each = in_graphs(call, _RECORDED), _RECORDED
-            samples = time_calls(call, self.device, samples=1, min_sample_s=0.0).samples
+            each = _RECORDED if recorded else 1
+            timed = self._timed(stage, tactic, recorded)
+            samples = timed(samples=1, min_sample_s=0.0).samples
             if samples[0] < _HOPELESS * best * each:
-                samples = time_calls(call, self.device, samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort]).samples
+                samples = timed(samples=_SAMPLES[effort], budget_s=_BUDGET_S[effort]).samples
         least, *others = sorted(sample / each for sample in samples)
         return Measured(least, max(_LEAST_NOISE * least, min(others, default=least) - least))
+
+    def _timed(self, stage: Stage, tactic: Tactic, recorded: bool) -> Callable[..., Timing]:
+        """Times the tactic as it will run: the core's among others of its step, whose threads are awake; recorded, as
+        part of a graph; else call by call."""
+        if isinstance(tactic, NativeTactic):
+            return partial(time_runs, stage.series(tactic), min_sample_s=_SHORT_S)
+        call = stage.call(tactic)
+        return partial(time_calls, in_graphs(call, _RECORDED) if recorded else call, self.device)
 
 
 def with_rows(problem: Problem, rows: int) -> Problem:
@@ -173,6 +181,10 @@ def _checked(tactic: Tactic, case: check.Case) -> check.CheckResult:
     except _RAISED as error:
         return check.CheckResult(False, math.inf, math.inf, 0.0, 0.0, _words(error))
     return max(results, key=lambda result: (not result.ok, result.max_error))
+
+
+def _native(tactic: Tactic) -> bool:
+    return isinstance(tactic, NativeTactic)
 
 
 def _words(error: Exception) -> str:

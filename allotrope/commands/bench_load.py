@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from allotrope.artifact.engine import Engine
     from allotrope.bench.load import Measured
     from allotrope.bench.workload import Workload
-    from allotrope.explain.watch import Seen
+    from allotrope.explain.notes import Seen
     from allotrope.runtime.opening import Opened
 
 _USUAL = 128  # tokens, where no length is given
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from allotrope.bench import keep
     from allotrope.bench.load import measure
     from allotrope.bench.watch import Watched
-    from allotrope.explain.spans import Spans
-    from allotrope.explain.watch import Seen, WatchedLoop
+    from allotrope.explain.notes import Notes
+    from allotrope.explain.watch import WatchedLoop
     from allotrope.hw import detect, peaks
     from allotrope.runtime.loop import Loop
     from allotrope.runtime.opening import open_folder
@@ -73,13 +73,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
     try:
         workload = _workload(args, opened)
         device = detect.detect(opened.engine.manifest.device["kind"] if args.device == "auto" else args.device)
-        watched, seen = Watched(opened.executor), Seen(Spans())
+        watched, notes = Watched(opened.executor), Notes(paged=True)
         looks = {"skip_step": options.skip_step, "check_step": options.check_step}
         if args.trace is None:
             loop = Loop(watched, opened.loop.scheduler, opened.tokenizer, opened.limits, **looks)
         else:
             loop = WatchedLoop(
-                opened, seen, executor=watched, skip_step=options.skip_step, check_step=options.check_step
+                opened, notes, executor=watched, skip_step=options.skip_step, check_step=options.check_step
             )
         plan, ceilings = opened.engine.manifest.plan, peaks.load(device)
         with out.progress(len(workload.jobs), "requests") as bar:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     figures = found.to_json()
     _print(found, figures, out)
     if args.trace is not None:
-        _timeline(args, seen, len(workload.jobs), opened, out)
+        _timeline(args, notes.seen(), len(workload.jobs), opened, out)
     facts = keep.environment(device, opened.engine, options)
     _keep(args.out, opened.engine, {**results.stamp(opened.engine.path, args.command), **facts}, found, out)
     out.result({"load": figures})

@@ -44,7 +44,6 @@ _GAPS = {
     "text": "tokens into text",
     "detokenising": "answers gathered",
     "loop": "the loop itself",
-    "clocks": "clocks and notes",
     "standing still": "the device stood still",
     "unaccounted": "not accounted for",
 }

@@ -14,7 +14,7 @@ import numpy as np
 from allotrope.artifact.plan import Plan
 from allotrope.explain.drive import Run
 from allotrope.explain.floors import Floors
-from allotrope.explain.watch import LAUNCHING, WAITING, Stepped
+from allotrope.explain.notes import LAUNCHING, WAITING, Stepped
 from allotrope.runtime.step import Seconds
 
 PREPARING, RETURNING, IDLE = "preparing", "returning", "standing still"
@@ -107,8 +107,8 @@ def _phase(steps: Sequence[Stepped], plan: Plan, floors: Floors, known: bool, wa
 
 
 def _gaps(run: Run) -> dict[str, float]:
-    """What the host did, by name: the time of each span that no other inside it had."""
+    """What the host did, by name."""
     found: dict[str, float] = {}
-    for span in run.seen.spans.found():
-        found[span.name] = found.get(span.name, 0.0) + span.own
+    for span in run.seen.spans:
+        found[span.name] = found.get(span.name, 0.0) + span.seconds
     return found

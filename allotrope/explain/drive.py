@@ -6,16 +6,16 @@ Runs with clocks and runs without take turns, so that what the clocks cost is me
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from allotrope.bench.workload import exactly
 from allotrope.errors import NumericalError
-from allotrope.explain.spans import Ranges, Spans
-from allotrope.explain.watch import QUEUED, TOKENISING, Seen, WatchedLoop
+from allotrope.explain.notes import QUEUED, TOKENISING, Notes, Seen
+from allotrope.explain.spans import NOTHING
+from allotrope.explain.watch import WatchedLoop
 from allotrope.runtime.loop import Loop
 from allotrope.runtime.opening import Opened
 from allotrope.runtime.options import RuntimeOptions
@@ -73,9 +73,9 @@ def runs(
     options: RuntimeOptions,
     seed: int,
     advance: Callable[[], object] = lambda: None,
-    ranges: Ranges | None = None,
+    begin: Callable[[], Notes] = Notes,
 ) -> Runs:
-    """Warm both up, then run them in turns."""
+    """Warm both up, then run them in turns. `begin` gives what a run's notes are put down in."""
     random = np.random.default_rng([seed, 1])
     seen, bare = list[Run](), list[float]()
     began = time.perf_counter()
@@ -84,21 +84,27 @@ def runs(
             break
         for turn in (0, 1) if pair % 2 else (1, 0):
             if turn:
-                seen.append(clocked(timed, asked, options, random, ranges))
+                seen.append(clocked(timed, asked, options, random, begin()))
             else:
-                start, end = _answer(plain, plain.loop, _prompts(plain, asked, random), asked.output, None)
-                bare.append(end - start)
+                bare.append(unclocked(plain, asked, random))
         advance()
     return Runs(tuple(seen[1:]), tuple(bare[1:]))
 
 
 def clocked(
-    opened: Opened, asked: Asked, options: RuntimeOptions, random: np.random.Generator, ranges: Ranges | None = None
+    opened: Opened, asked: Asked, options: RuntimeOptions, random: np.random.Generator, notes: Notes | None = None
 ) -> Run:
-    """One run with clocks."""
-    seen = Seen(Spans(ranges))
-    loop = WatchedLoop(opened, seen, skip_step=options.skip_step, check_step=options.check_step)
-    return Run(*_answer(opened, loop, _prompts(opened, asked, random), asked.output, seen.spans), seen)
+    """One run with clocks, which are read when it is over."""
+    notes = notes or Notes()
+    loop = WatchedLoop(opened, notes, skip_step=options.skip_step, check_step=options.check_step)
+    began, ended = answer(opened, loop, asked, random, notes.now)
+    return Run(began, ended, notes.seen())
+
+
+def unclocked(opened: Opened, asked: Asked, random: np.random.Generator) -> float:
+    """One run without; its seconds."""
+    began, ended = answer(opened, opened.loop, asked, random)
+    return ended - began
 
 
 def _prompts(opened: Opened, asked: Asked, random: np.random.Generator) -> list[tuple[str, list[int]]]:
@@ -108,25 +114,31 @@ def _prompts(opened: Opened, asked: Asked, random: np.random.Generator) -> list[
     return [(opened.tokenizer.decode(ids, False) if reads else "", ids) for ids in drawn]
 
 
-def _answer(
-    opened: Opened, loop: Loop, prompts: Sequence[tuple[str, list[int]]], output: int, spans: Spans | None
+def answer(
+    opened: Opened,
+    loop: Loop,
+    asked: Asked,
+    random: np.random.Generator,
+    now: Callable[[str], None] = lambda name: None,
 ) -> tuple[float, float]:
-    """Answer all prompts; when that began and ended. Their text is read, and the tokens that it came from are taken:
-    a text of random tokens may be read as a few more or fewer."""
+    """Answer prompts; when that began and ended. Their text is read, and the tokens that it came from are taken:
+    a text of random tokens may be read as a few more or fewer. `now` hears what is done from now on."""
+    prompts = _prompts(opened, asked, random)
     began = time.perf_counter()
-    with nullcontext() if spans is None else spans.span(TOKENISING):
-        for text, _ in prompts:
-            if text:
-                opened.reader.read(text, "prompt")
-    with nullcontext() if spans is None else spans.span(QUEUED):
-        given = [(text or None, ids, exactly(output)) for text, ids in prompts]
-        generations = [loop.prepare(*one, index=i) for i, one in enumerate(given)]
-        for generation in generations:
-            loop.submit(generation)
+    now(TOKENISING)
+    for text, _ in prompts:
+        if text:
+            opened.reader.read(text, "prompt")
+    now(QUEUED)
+    given = [(text or None, ids, exactly(asked.output)) for text, ids in prompts]
+    generations = [loop.prepare(*one, index=i) for i, one in enumerate(given)]
+    for generation in generations:
+        loop.submit(generation)
     while not all(generation.ended for generation in generations):
         loop.step()
-    with nullcontext() if spans is None else spans.span(_TEXT):
-        answers = [generation.output() for generation in generations]
+    now(_TEXT)
+    answers = [generation.output() for generation in generations]
+    now(NOTHING)
     ended = time.perf_counter()
     failed = next((answer.error for answer in answers if answer.error), None)
     if failed:

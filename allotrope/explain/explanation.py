@@ -15,7 +15,7 @@ from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Call
 from allotrope.explain.account import WHOLE, Account
 from allotrope.explain.drive import Asked, Runs
 from allotrope.explain.formats import formats
-from allotrope.explain.watch import Stepped
+from allotrope.explain.notes import Stepped
 from allotrope.explain.why import Evidence
 from allotrope.hw.peaks import Ceilings
 from allotrope.runtime.program import rows_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from allotrope import settings
@@ -13,6 +14,7 @@ from allotrope.explain.account import account
 from allotrope.explain.drive import PAIRS, Asked, runs
 from allotrope.explain.explanation import Explained
 from allotrope.explain.floors import Floors
+from allotrope.explain.notes import Notes
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
 from allotrope.runtime.opening import open_folder
@@ -29,7 +31,7 @@ class Setting:
     device: Device
     ceilings: Ceilings | None
     seed: int = 0
-    ranges: bool = False  # tell NVTX what is done when
+    traced: bool = False  # a timeline will be drawn: pages are counted, and NVTX hears what is done when
 
 
 def check(folder: Path, asked: Asked) -> None:
@@ -48,7 +50,7 @@ def explain(folder: Path, asked: Asked, setting: Setting, advance: Callable[[], 
     """Run and account. `advance` is called after each pair of runs."""
     check(folder, asked)
     options, ranges = setting.options, None
-    if setting.ranges and setting.device.kind == "cuda":
+    if setting.traced and setting.device.kind == "cuda":
         import torch
 
         ranges = torch.cuda.nvtx
@@ -56,7 +58,7 @@ def explain(folder: Path, asked: Asked, setting: Setting, advance: Callable[[], 
     try:
         plain = open_folder(folder, options)
         try:
-            found = runs(timed, plain, asked, options, setting.seed, advance, ranges)
+            found = runs(timed, plain, asked, options, setting.seed, advance, partial(Notes, ranges, setting.traced))
         finally:
             plain.executor.close()
     finally:

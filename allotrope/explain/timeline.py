@@ -17,7 +17,7 @@ from typing import Any
 
 from allotrope.artifact.plan import Plan
 from allotrope.errors import UsageError
-from allotrope.explain.watch import Life, Seen, Stepped
+from allotrope.explain.notes import Life, Seen, Stepped
 
 _HOST, _REQUESTS = 1, 2  # processes, as the viewer calls them
 _LOOP, _EXECUTOR = 1, 2  # their threads
@@ -27,7 +27,7 @@ Event = dict[str, Any]
 def events(seen: Seen, plan: Plan, began: float) -> list[Event]:
     """All events, in microseconds after `began`."""
     found = [*_names(len(seen.lives))]
-    for span in seen.spans.found():
+    for span in seen.spans:
         found.append(_event(_HOST, _LOOP, span.name, span.begin - began, span.end - began))
     found += _steps(seen.steps, plan, began)
     for lane, life in enumerate(seen.lives.values(), start=1):
@@ -63,7 +63,7 @@ def _steps(steps: Sequence[Stepped], plan: Plan, began: float) -> Iterator[Event
     for number, one in enumerate(steps):
         begin, end = one.launched
         if one.busy_s > end - begin:  # the device worked on after the launch
-            end = one.waited[1]
+            end = one.waited
             begin = max(free, end - one.busy_s)
         begin, free = max(begin, free), max(end, free)
         name = "prefill" if one.context else "decode"

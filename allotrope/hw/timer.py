@@ -6,10 +6,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from allotrope.hw.capture import Graphs
 from allotrope.hw.device import Device
+
+Run = Callable[[int, int], float]
+"""`run(first, count)` makes calls `first`, `first` + 1, … and gives the seconds that they took."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,28 @@ def time_calls(
     min_sample_s: float = 2e-3,
     budget_s: float = 0.5,
 ) -> Timing:
-    """Time `call(i)`, i counting up so that the caller can rotate among inputs that defeat the caches.
+    """Time `call(i)`, i counting up so that the caller can rotate among inputs that defeat the caches."""
+    clock = _Clock(device)
+    run = partial(clock.run, call)
+    return time_runs(run, samples=samples, min_sample_s=min_sample_s, budget_s=budget_s)
+
+
+def time_runs(run: Run, *, samples: int = 7, min_sample_s: float = 2e-3, budget_s: float = 0.5) -> Timing:
+    """Time calls that are made so many at once.
 
     One sample is as many calls as take `min_sample_s`; sampling stops after `samples`, or when
     `budget_s` is spent and three are there.
     """
-    clock = _Clock(device)
-    first = clock.run(call, 0, 1)
-    index, each = 1, first
+    run(0, 1)
+    index, each = 1, 0.0
     for _ in range(2):  # the second call no longer pays for one-time set-up; the third is the estimate
-        each = clock.run(call, index, 1)
+        each = run(index, 1)
         index += 1
     calls = max(1, min(10_000, int(min_sample_s / max(each, 1e-9))))
     seen: list[float] = []
     started = time.perf_counter()
     while len(seen) < samples and not (len(seen) >= 3 and time.perf_counter() - started > budget_s):
-        seen.append(clock.run(call, index, calls) / calls)
+        seen.append(run(index, calls) / calls)
         index += calls
     return summarise(seen)
 

@@ -106,17 +106,41 @@ class NativeTactic:
         self, out: Mapping[str, Array], ins: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
     ) -> None:
         """One call into the core."""
-        names = operands(self.op)
-        given = [describe(ins[name]) if name in ins else ABSENT for name in names[0]]
-        made = [describe(out[name]) for name in names[1]]
+        found, given, (prelude, made, *rest) = native.find(), self._given(ins), self._handed(out, params, workspace)
+        found.core.run(found.isa, self.kernel, prelude, given, made, *rest)
+
+    def series(
+        self,
+        out: Mapping[str, Array],
+        sets: Sequence[Mapping[str, Array]],
+        params: Mapping[str, Scalar],
+        workspace: Array | None,
+    ) -> Callable[[int, int], float]:
+        """Calls one after the other in one call into the core, as in a step: its threads are woken once for all.
+
+        What it gives is called with the place of the first call and their number; the i-th call is given `sets[i]`, all
+        sets in turn, which must live as long. It gives the seconds that they took once the threads were awake.
+        """
+        prelude, made, *rest = self._handed(out, params, workspace)
+        found, given = native.find(), [(self._given(ins), made) for ins in sets]
+        run: Callable[[int, int], float] = found.core.Series(found.isa, self.kernel, prelude, given, *rest).run
+        return run
+
+    def _given(self, ins: Mapping[str, Array]) -> list[Described]:
+        return [describe(ins[name]) if name in ins else ABSENT for name in operands(self.op)[0]]
+
+    def _handed(
+        self, out: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
+    ) -> tuple[Any, ...]:
+        """Prelude, outputs, numbers, the kernel's place and the prelude's, threads."""
         if workspace is None and self.scratch is not _nothing:
             raise TypeError(f"{self.name} of {self.op} needs its workspace")  # the kernel would write to address 0
-        found, prelude = native.find(), ""
+        made, prelude = [describe(out[name]) for name in operands(self.op)[1]], ""
         shared = place = 0 if workspace is None else describe(workspace)[0]
         if self.prelude is not None:  # [ what it makes ][ the kernel's scratch memory ]
             prelude, place = self.prelude.kernel, shared + aligned(self.prelude.room(made[0][1], params))
         numbers = [float(number) for number in self.numbers(params)]
-        found.core.run(found.isa, self.kernel, prelude, given, made, numbers, place, shared, native.threads())
+        return prelude, made, numbers, place, shared, native.threads()
 
 
 def _rows(problem: Problem) -> int:

@@ -1,4 +1,7 @@
-"""How long each call of a step takes. An executor that was not opened timed has no such clock, and pays nothing."""
+"""How long each call of a step takes. An executor that was not opened timed has no such clock, and pays nothing.
+
+While steps run, moments are noted and no more; seconds are worked out of them when somebody asks.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from allotrope.artifact.plan import Call, Plan
+from allotrope.runtime.step import Seconds
 
-Seconds = npt.NDArray[np.float64]
+_ROOM = 256  # steps that the core notes before they are read
+_UNREAD: Seconds = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,52 @@ class CallClock:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+class CoreStep:
+    """What the native core noted of one step."""
+
+    __slots__ = ("_clock", "line")
+
+    def __init__(self, clock: CoreClock) -> None:
+        self._clock = clock
+        self.line = _UNREAD  # before the first call, then each call's
+
+    def seconds(self) -> tuple[Seconds, float]:
+        """Per call of the plan, 0 for one that had no rows; and how long the step took before the first."""
+        if self.line is _UNREAD:
+            self._clock.read()
+        return self.line[1:], float(self.line[0])
+
+
+class CoreClock:
+    """The native core's clock: it notes moments in room of its own, which is read when it is full or somebody asks."""
+
+    def __init__(self, core: Any, plan: Plan) -> None:
+        core.clock(_ROOM)
+        self._core, self._width = core, 1 + len(plan.calls)
+        self._unread: list[CoreStep] = []
+
+    def stepped(self) -> CoreStep:
+        """A step has been computed."""
+        step = CoreStep(self)
+        self._unread.append(step)
+        if len(self._unread) == _ROOM:
+            self.read()
+        return step
+
+    def close(self) -> None:
+        """Read what is left, and let go of the core."""
+        self.read()
+        self._core = None
+
+    def read(self) -> None:
+        """Read what the core has noted."""
+        lines = np.empty((len(self._unread), self._width))
+        self._core.read_clock(lines)
+        for step, line in zip(self._unread, lines, strict=True):
+            step.line = line
+        self._unread = []
 
 
 def _between(start: Any, end: Any) -> float:

@@ -24,6 +24,7 @@ from allotrope.hw.device import Device
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.native import NativeTactic, aligned, describe, operands
 from allotrope.ops.sample import ADJUSTMENTS
+from allotrope.runtime.call_clock import CoreClock
 from allotrope.runtime.program import Bound, Choice, Program, unserved
 from allotrope.runtime.results import reports
 from allotrope.runtime.step import Pending, StepInput, StepOutput
@@ -71,7 +72,7 @@ class NativeExecutor:
         native.set_threads(threads)
         self.plan = plan or engine.manifest.plan
         self.page_size, self.pages = page_size, pages
-        self._poison, self._timed = poison, timed
+        self._poison = poison
         if (other := unserved(self.plan)) is not None:
             raise EngineError(
                 f"its tactic {other[1]} is not the native core's", where=other[0], remedy="run it eagerly"
@@ -82,6 +83,7 @@ class NativeExecutor:
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
         self._reserve({TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}, make=False)
         self._core: Any = self._handed_over()
+        self._clock = CoreClock(self._core, self.plan) if timed else None
         self._reserve(self._capacity)
         self._ended: float | None = None
 
@@ -95,23 +97,24 @@ class NativeExecutor:
             raise UsageError("the engine has been closed", remedy="open it again")
         began, rows = time.perf_counter(), len(step.slots)
         tokens, logprobs, finite = np.empty(rows, np.int32), np.empty(rows, np.float32), np.empty(rows, np.bool_)
-        seconds = np.zeros(len(self.plan.calls)) if self._timed else None
         if self._poison:
             self._core.poison()
             self._logits.fill(np.nan)
-        while (count := self._core.launch(step, tokens, logprobs, finite, seconds)) < 0:
+        while (count := self._core.launch(step, tokens, logprobs, finite)) < 0:
             needed = dict(zip(_KINDS, self._core.needed(), strict=True))
             self._reserve({kind: max(count, self._capacity[kind]) for kind, count in needed.items()})
         candidates, scored = self._reports(step, finite) if self._core.reported()[0] else (((),) * rows, ())
         ended = time.perf_counter()
         idle, self._ended = 0.0 if self._ended is None else began - self._ended, ended
-        prepared = 0.0 if seconds is None else max(ended - began - float(seconds.sum()), 0.0)
+        timed = None if self._clock is None else self._clock.stepped()
         logits = self._logits[:count]
-        return StepOutput(tokens, logprobs, candidates, finite, scored, logits, ended - began, idle, seconds, prepared)
+        return StepOutput(tokens, logprobs, candidates, finite, scored, logits, ended - began, idle, timed)
 
     def close(self) -> None:
         """Let go of all memory. The executor is of no use afterwards."""
-        self._core, self._caches = None, {}
+        if self._clock is not None:
+            self._clock.close()
+        self._core, self._caches, self._clock = None, {}, None
 
     def _reports(self, step: StepInput, finite: npt.NDArray[np.bool_]) -> tuple[Any, Any]:
         rows, most = self._core.reported()

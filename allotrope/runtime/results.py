@@ -113,8 +113,7 @@ class Results:
         scored: tuple[tuple[Scored, ...], ...] = ()
         if "given" in found:
             candidates, scored = reports(step, found, finite)
-        timed = (None, 0.0) if self._calls is None else self._calls.seconds()
-        return StepOutput(tokens, logprobs, candidates, finite, scored, self._logits, busy_s, idle_s, *timed)
+        return StepOutput(tokens, logprobs, candidates, finite, scored, self._logits, busy_s, idle_s, self._calls)
 
 
 def _sent(tensor: torch.Tensor) -> torch.Tensor:

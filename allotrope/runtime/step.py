@@ -87,8 +87,15 @@ class StepOutput:
     logits: Any = None  # on the executor's device, [rows wanted, vocab]; valid until the next step
     busy_s: float = 0.0  # how long the device worked on the step, in seconds
     idle_s: float = 0.0  # and how long it stood still before it, since the end of the step before; 0 for the first
-    call_s: Seconds | None = None  # [calls of the plan] how long each took; None: not timed, or repeated whole
-    prepare_s: float = 0.0  # where calls are timed: how long the step took before the first of them
+    timed: Timed | None = None  # how long its calls took; None: not timed, or repeated whole
+
+
+class Timed(Protocol):
+    """What an executor's clock said of one step. Reading it costs something: that is for when the run is over."""
+
+    def seconds(self) -> tuple[Seconds, float]:
+        """Per call of the plan, 0 for one that had no rows; and how long the step took before the first."""
+        ...
 
 
 class Pending(Protocol):

@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "pool.h"
 #include "program.h"
+#include "series.h"
 #include "step_object.h"
 
 namespace nb = nanobind;
@@ -32,58 +33,51 @@ const Isa& isa_named(const std::string& name) {
     throw std::invalid_argument("no kernels for " + name + " were compiled");
 }
 
-struct Single {
-    Kernel prelude, kernel;
-    Args before, args;
-};
+// One kernel's calls on sets of operands, an array of ins and outs each.
+using Sets = std::vector<std::tuple<std::vector<Described>, std::vector<Described>>>;
 
-void run_single(void* context, Team& team) {
-    const auto& single = *static_cast<const Single*>(context);
-    if (single.prelude != nullptr) {
-        single.prelude(single.before, team);
-        team.barrier();
-    }
-    single.kernel(single.args, team);
+std::vector<View> views_of(const std::vector<Described>& given) {
+    std::vector<View> views;
+    for (const Described& one : given) views.push_back(view_of(one));
+    return views;
+}
+
+void make_series(Series* self, const std::string& isa, const std::string& kernel, const std::string& prelude,
+                 const Sets& sets, const std::vector<double>& params, uintptr_t workspace, uintptr_t shared, int threads) {
+    new (self) Series(isa_named(isa), kernel, prelude, params, reinterpret_cast<char*>(workspace),
+                      reinterpret_cast<char*>(shared), threads);
+    for (const auto& [ins, outs] : sets) self->add(views_of(ins), views_of(outs));
 }
 
 // One call of one kernel. A prelude's outputs lie at `shared`.
 void run(const std::string& isa, const std::string& kernel, const std::string& prelude,
          const std::vector<Described>& ins, const std::vector<Described>& outs, const std::vector<double>& params,
          uintptr_t workspace, uintptr_t shared, int threads) {
-    const Isa& chosen = isa_named(isa);
-    Single single{};
-    single.kernel = find_kernel(chosen, kernel);
-    if (single.kernel == nullptr) throw std::invalid_argument("no kernel is named " + kernel);
-    if (!prelude.empty() && (single.prelude = find_kernel(chosen, prelude)) == nullptr)
-        throw std::invalid_argument("no kernel is named " + prelude);
-    std::vector<View> views;
-    for (const auto* group : {&ins, &outs})
-        for (const Described& one : *group) views.push_back(view_of(one));
-    std::vector<const View*> places;
-    for (const View& view : views) places.push_back(&view);
-    single.args = Args{places.data(), places.data() + ins.size(), params.data(), reinterpret_cast<char*>(workspace),
-                       reinterpret_cast<const void*>(shared)};
-    single.before = single.args;
-    single.before.workspace = reinterpret_cast<char*>(shared);
+    Series one(isa_named(isa), kernel, prelude, params, reinterpret_cast<char*>(workspace),
+               reinterpret_cast<char*>(shared), threads);
+    one.add(views_of(ins), views_of(outs));
     nb::gil_scoped_release released;
-    run_team(threads, run_single, &single);
+    one.run(0, 1);
 }
 
 // How many rows of logits there are; −1 if there is no room for the step: `needed` then says how many rows it has.
-int64_t launch(Program& program, nb::handle step, nb::handle tokens, nb::handle logprobs, nb::handle finite,
-            nb::handle call_s) {
+int64_t launch(Program& program, nb::handle step, nb::handle tokens, nb::handle logprobs, nb::handle finite) {
+    if (program.log()) program.log().came();
     const StepObject given(step);
     const Held<int32_t> drawn(tokens, "tokens", true);
     const Held<float> values(logprobs, "logprobs", true);
     const Held<uint8_t> flags(finite, "finite", true);
-    Held<double> seconds;
-    StepOutput out{drawn.data(), values.data(), flags.data()};
-    if (!call_s.is_none()) {
-        seconds.take(call_s, "call_s", true);
-        out.call_s = seconds.data();
-    }
+    const StepOutput out{drawn.data(), values.data(), flags.data()};
     nb::gil_scoped_release released;
     return program.launch(given.input(), out) ? program.needed()[kLogits] : -1;
+}
+
+// Per step since the last time, a line each: seconds before the first call, then each call's.
+void read_clock(Program& program, nb::handle lines) {
+    const Held<double> seconds(lines, "lines", true);
+    StepLog& log = program.log();
+    if (seconds.count() != log.count() * log.width()) throw nb::value_error("there must be a line per step");
+    log.read(seconds.data());
 }
 
 void bind_program(nb::module_& module) {
@@ -106,8 +100,9 @@ void bind_program(nb::module_& module) {
              [](Program& self, const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes,
                 uintptr_t logits) { self.reserve(rows, workspace, preludes, reinterpret_cast<char*>(logits)); })
         .def("poison", &Program::poison)
-        .def("launch", launch, nb::arg("step"), nb::arg("tokens"), nb::arg("logprobs"), nb::arg("finite"),
-             nb::arg("call_s").none())
+        .def("launch", launch)
+        .def("clock", &Program::clock)
+        .def("read_clock", read_clock)
         .def("needed", &Program::needed)
         .def("reported", [](const Program& self) {
             return std::tuple(self.reported(), self.most_likeliest());
@@ -136,5 +131,11 @@ NB_MODULE(_core, module) {
         return found;
     });
     module.def("run", run);
+    nb::class_<Series>(module, "Series")
+        .def("__init__", make_series)
+        .def("run", [](Series& self, int64_t first, int64_t count) {
+            nb::gil_scoped_release released;
+            return self.run(first, count);
+        });
     bind_program(module);
 }

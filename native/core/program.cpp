@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -35,10 +34,6 @@ constexpr Dtype dtype_of() {
     if constexpr (std::is_same_v<T, int32_t>) return Dtype::i32;
     if constexpr (std::is_same_v<T, int64_t>) return Dtype::i64;
     return Dtype::u8;
-}
-
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
@@ -317,22 +312,21 @@ void Program::copy_pages(Team& team) const {
 }
 
 void Program::run(Team& team) {
-    const bool timed = output_->call_s != nullptr && team.index == 0;
-    double last = timed ? now() : 0;
+    uint64_t* moment = log_ && team.index == 0 ? log_.calls() : nullptr;
     if (input_->copies) copy_pages(team);
     for (size_t i = 0; i < prelude_of_.size(); ++i) {
         Args args = prelude_of_[i]->args;
         args.workspace = shared_[i].at();
         prelude_kernels_[i](args, team);
     }
-    if (!prelude_of_.empty()) {
-        team.barrier();
-        if (timed) last = now();  // waking the team, and what all calls share, is no call's
-    }
-    for (size_t number = 0; number < calls_.size(); ++number) {
-        const Call& call = calls_[number];
+    if (!prelude_of_.empty() || log_) team.barrier();
+    if (moment) *moment = ticks();  // waking the team, and what all calls share, is no call's
+    for (const Call& call : calls_) {
         const int64_t rows = counts_[call.rows];
-        if (rows == 0) continue;
+        if (rows == 0) {
+            if (moment) moment[1] = moment[0], ++moment;
+            continue;
+        }
         const Choice* chosen = nullptr;
         for (const auto& choice : call.choices) {
             chosen = choice.get();
@@ -340,10 +334,7 @@ void Program::run(Team& team) {
         }
         chosen->kernel(chosen->args, team);
         team.barrier();
-        if (!timed) continue;
-        const double here = now();
-        output_->call_s[number] = here - last;
-        last = here;
+        if (moment) *++moment = ticks();
     }
     if (counts_[kLogits] == 0) return;
     const View* operands[] = {slots_[logits_].get(), &flags_view_};
@@ -377,11 +368,11 @@ bool Program::launch(const StepInput& step, const StepOutput& out) {
     report(step);
     show(step);
     input_ = &step;
-    output_ = &out;
     Cost cost;
     run_team(pace_.size(), run_thread, this, pace_.most() > 1 ? &cost : nullptr);
     pace_.note(cost);
     give(step, out);
+    if (log_) log_.ended();
     return true;
 }
 

@@ -15,6 +15,7 @@
 #include "isa.h"
 #include "kernel.h"
 #include "pace.h"
+#include "step_log.h"
 
 namespace allotrope {
 
@@ -38,7 +39,6 @@ struct StepOutput {
     int32_t* tokens;
     float* logprobs;
     uint8_t* finite;
-    double* call_s = nullptr;  // seconds of each call, if they are to be measured
 };
 
 // Memory of its own, in whole pages, zero until it is touched.
@@ -87,6 +87,10 @@ class Program {
     // Computes a step; false if it has more rows of a kind than room was made for. `needed` then says how many.
     bool launch(const StepInput& step, const StepOutput& out);
     const std::vector<int64_t>& needed() const { return counts_; }
+
+    // From now on it is noted when each call ends, in room for so many steps.
+    void clock(int64_t steps) { log_ = StepLog(static_cast<int64_t>(calls_.size()), steps); }
+    StepLog& log() { return log_; }
 
     // Of the last step: what was to be reported, row by row.
     int64_t reported() const { return score_rows_.count(); }
@@ -166,7 +170,7 @@ class Program {
     Column<int32_t> top_k_;
     std::vector<int64_t> logit_starts_, among_;
     const StepInput* input_ = nullptr;
-    const StepOutput* output_ = nullptr;
+    StepLog log_;
 
     Kernel finite_, scores_;
     std::vector<uint8_t> flags_;

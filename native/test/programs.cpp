@@ -148,12 +148,17 @@ class Again {
         if (!recorded_) step.input.tokens = reinterpret_cast<const int32_t*>(step.told.data());
         const size_t rows = static_cast<size_t>(step.input.rows);
         const Bytes drawn = memory(rows * 4), logprobs = memory(rows * 4), finite = memory(rows);
-        std::vector<double> seconds(1000);
-        StepOutput out{reinterpret_cast<int32_t*>(drawn.get()), reinterpret_cast<float*>(logprobs.get()),
-                       reinterpret_cast<uint8_t*>(finite.get()), ++steps_ % 3 ? nullptr : seconds.data()};
+        const StepOutput out{reinterpret_cast<int32_t*>(drawn.get()), reinterpret_cast<float*>(logprobs.get()),
+                             reinterpret_cast<uint8_t*>(finite.get())};
+        if (++steps_ % 3 == 0) program_.clock(1);
+        if (program_.log()) program_.log().came();
         program_.poison();
         std::memset(logits_.get(), 0xFF, logits_size_);
         const int64_t count = program_.launch(step.input, out) ? program_.needed()[kLogits] : -1;
+        if (StepLog& log = program_.log(); log && log.count()) {
+            std::vector<double> seconds(static_cast<size_t>(log.width()));
+            log.read(seconds.data());
+        }
         bool fits = count == step.logits;
         if (fits && count >= 0 && recorded_) {
             fits = !std::memcmp(drawn.get(), step.drawn.data(), rows * 4) &&

@@ -112,9 +112,9 @@ class Recorded:
         self._logits = logits
         self._program.reserve(rows, workspace, preludes, logits)
 
-    def launch(self, step: StepInput, tokens: Any, logprobs: Any, finite: Any, seconds: Any) -> int:
+    def launch(self, step: StepInput, tokens: Any, logprobs: Any, finite: Any) -> int:
         told, step = step.tokens, self._forgotten(step)
-        count = int(self._program.launch(step, tokens, logprobs, finite, seconds))
+        count = int(self._program.launch(step, tokens, logprobs, finite))
         self._words("launch")
         self._recorder.steps += 1
         adjust = step.adjust or _NOTHING
