@@ -92,6 +92,9 @@ def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
     if code or args.prepare:
         return code == 0
     found = json.loads((kept / "bench.json").read_text(encoding="utf-8"))
+    for name in ("work", "peers", "cache_dir"):  # where this machine keeps them is of no use to another
+        if (value := getattr(args, name)) is not None and value.is_absolute():
+            found["command"] = found["command"].replace(str(value), name.replace("_", "-"))
     args.results.parent.mkdir(parents=True, exist_ok=True)
     with args.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"shape": shape, "precision": precision, **found}) + "\n")
