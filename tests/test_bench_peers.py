@@ -109,17 +109,15 @@ def test_what_an_engine_is_in(forge: Forge) -> None:
 
 def test_what_does_not_fit_together_comes_in_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(runners, "_BESIDE", 0)
-    monkeypatch.setattr(runners, "available_memory", lambda: 1000)
     (tmp_path / "model").write_bytes(bytes(300))
 
     def runner(name: str, reason: str | None = None) -> Runner:
         return Runner(name, "x", "fp32", folder=tmp_path, peer=PEERS["llama.cpp"], reason=reason)
 
     peers = [runner("a"), runner("b", "absent"), runner("c"), runner("d")]
-    found = runners.groups(Runner("ours", "ours", None, folder=tmp_path), peers)
+    found = runners.groups(Runner("ours", "ours", None, folder=tmp_path), peers, free=1000)
     assert [[one.name for one in group] for group in found] == [["a"], ["c"], ["d"]]
-    monkeypatch.setattr(runners, "available_memory", lambda: 10**6)
-    assert len(runners.groups(Runner("ours", "ours", None, folder=tmp_path), peers)) == 1
+    assert len(runners.groups(Runner("ours", "ours", None, folder=tmp_path), peers, free=10**6)) == 1
 
 
 @pytest.mark.parametrize("kind", ["decicoder", "gpt2", "galactica"])

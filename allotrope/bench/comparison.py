@@ -21,6 +21,7 @@ from allotrope.bench.turns import Asked, Turns
 from allotrope.errors import UsageError
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
+from allotrope.runtime.buffers import available_bytes
 
 if TYPE_CHECKING:
     from allotrope.models.model import Model
@@ -156,7 +157,7 @@ class Comparison:
             self._said,
             done,
         )
-        found = groups(self.ours, self.peers)
+        found = self._groups()
         self.groups = len(found)
         try:
             self.ours.open(opening)
@@ -170,7 +171,10 @@ class Comparison:
     def turns(self) -> int:
         """How many there will be, for a progress bar."""
         present = sum(runner.reason is None for runner in self.peers)
-        return len(self.cells) * self._asked.repeat * (present + len(groups(self.ours, self.peers)))
+        return len(self.cells) * self._asked.repeat * (present + len(self._groups()))
+
+    def _groups(self) -> list[list[Runner]]:
+        return groups(self.ours, self.peers, available_bytes(self.device.kind))
 
     def results(self, turns: Turns, ceilings: Ceilings | None) -> dict[str, Any]:
         """What is shown and kept."""

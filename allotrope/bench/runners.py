@@ -10,7 +10,6 @@ from typing import Any
 from allotrope.bench.catalogue import Peer, install_command, python_of
 from allotrope.bench.converted import converted, size
 from allotrope.bench.workers import Worker, WorkerFailed
-from allotrope.hw.detect import available_memory
 
 OURS = "allotrope"
 _SHARE = 0.85  # of the free memory that workers may take together
@@ -108,9 +107,9 @@ def candidates(wanted: Wanted, source: Callable[[], Path], said: Callable[[str],
             yield runner
 
 
-def groups(ours: Runner, peers: Sequence[Runner]) -> list[list[Runner]]:
-    """The peers that are there, in groups that fit into memory beside the engine; most often that is one."""
-    room = int(available_memory() * _SHARE) - ours.need
+def groups(ours: Runner, peers: Sequence[Runner], free: int) -> list[list[Runner]]:
+    """The peers that are there, in groups that fit beside the engine into so many bytes; most often that is one."""
+    room = int(free * _SHARE) - ours.need
     found: list[list[Runner]] = []
     left = 0
     for runner in (one for one in peers if one.reason is None):

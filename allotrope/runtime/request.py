@@ -128,7 +128,7 @@ def new_request(
         seed=(seed + index + _SEEDS // 2) % _SEEDS - _SEEDS // 2,
         max_tokens=min(params.max_tokens, max(limits.max_len - len(prompt), 1)),
         stop_ids=frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else limits.eos_ids),
-        tokens=[int(token) for token in prompt],
+        tokens=list(map(int, prompt)),
         index=index,
         priority=priority,
         salt=salt,
@@ -157,6 +157,8 @@ def _check_prompt(prompt: Sequence[int], limits: Limits) -> None:
         raise RequestError(
             f"the prompt is {len(prompt)} tokens long; the limit is {limits.max_len}", remedy="shorten the prompt"
         )
+    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) < limits.vocab:
+        return  # as nearly always: a look at each token would be a good part of a short request's time
     for i, token in enumerate(prompt):
         if not _is_id(token, limits.vocab):
             raise RequestError(f"prompt_token_ids[{i}] is {show(token)}; it must be from 0 to {limits.vocab - 1}")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_SHARE = 0.5  # of the memory that is free: peers that are opened later need the rest
+_SETTINGS = {
+    # One process: quicker for few requests, and its time is counted as this worker's own.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would compile itself first; greedy choice does not use it
+}
 
 
 def versions() -> dict[str, str]:
     """vLLM's and torch's."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     import torch
     import vllm
 
@@ -22,9 +31,11 @@ def open_model(folder: str, asked: dict[str, Any]) -> _Model:
 
 class _Model:
     def __init__(self, folder: str, asked: dict[str, Any]) -> None:
+        import torch
         import vllm
 
         form = asked["form"]
+        free, whole = torch.cuda.mem_get_info()
         self._engine = vllm.LLM(
             model=folder,
             skip_tokenizer_init=True,
@@ -32,6 +43,7 @@ class _Model:
             quantization="fp8" if form == "fp8" else None,
             max_model_len=asked["max_len"],
             max_num_seqs=asked["max_batch"],
+            gpu_memory_utilization=_SHARE * free / whole,
             enable_prefix_caching=False,
         )
         self.actual = {"weights": form, "activations": form}
@@ -42,3 +54,8 @@ class _Model:
         params = vllm.SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
         given = [{"prompt_token_ids": prompt} for prompt in prompts]
         return [list(one.outputs[0].token_ids) for one in self._engine.generate(given, params, use_tqdm=False)]
+
+    def device_peak(self) -> int:
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
