@@ -59,11 +59,11 @@ inline void store_some(float* to, F value, int64_t count) {
 }
 #endif
 
-// The first `count` lanes; the others become 0.
-inline F keep(F value, int64_t count) {
-    float whole[kLanes];
-    store(whole, value);
-    return load_some(whole, count);
+// The first `count` lanes; the others become `other`.
+inline F keep(F value, int64_t count, float other = 0) {
+    I lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return lane < static_cast<int32_t>(count) ? value : splat(other);
 }
 
 // a · b + c, rounded once where the machine can.
@@ -103,11 +103,51 @@ inline float sum(F value) {
 #endif
 }
 
+// Lane i: the sum of values[i]'s lanes, bit for bit as `sum` adds them, but for all at once.
+inline F sums(const F* values) {
+#if defined(__AVX512F__)
+    const auto halves = [&](int i) {
+        const __m512 a = (__m512)values[i], b = (__m512)values[i + 4];
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    };
+    const auto fours = [&](int i) {
+        const __m512 a = halves(i), b = halves(i + 8);
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    };
+    const auto twos = [&](int i) {
+        const __m512d a = _mm512_castps_pd(fours(i)), b = _mm512_castps_pd(fours(i + 1));
+        return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    };
+    const __m512 a = twos(0), b = twos(2);
+    return (F)_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
+#elif defined(__AVX2__)
+    const auto fours = [&](int i) {
+        const __m256 a = (__m256)values[i], b = (__m256)values[i + 4];
+        return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    };
+    const auto twos = [&](int i) {
+        const __m256d a = _mm256_castps_pd(fours(i)), b = _mm256_castps_pd(fours(i + 1));
+        return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    };
+    const __m256 a = twos(0), b = twos(2);
+    return (F)_mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD));
+#else
+    F found{};
+    for (int i = 0; i < kLanes; ++i) found[i] = sum(values[i]);
+    return found;
+#endif
+}
+
 // The largest lane; NaNs count for nothing.
 inline float largest(F value) {
-    float found = value[0];
-    for (int i = 1; i < kLanes; ++i) found = value[i] > found || found != found ? value[i] : found;
-    return found;
+    float lanes[kLanes];
+    store(lanes, value);
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) {
+            const float a = lanes[i], b = lanes[i + half];
+            lanes[i] = a > b || b != b ? a : b;
+        }
+    return lanes[0];
 }
 
 // Calls whole(at) for each vector of [begin, end), and rest(at, count) for what is left at its end.

@@ -118,51 +118,85 @@ inline float scale_of(const char* row, const Shape& shape, int64_t kv_head) {
     return scale;
 }
 
-// scores[i][key] = queries[i] · key, for `kCount` queries and keys [begin, end) of a split.
+// scores[i][key] = queries[i] · key, for `kCount` queries and keys [begin, end) of a split. Products are added up lane
+// by lane, and the lanes of as many keys as a vector has at once.
 template <int kForm, int kCount>
 void score(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t query, int64_t begin, int64_t end) {
     const float* queries = scratch.queries + query * shape.padded;
     float* scores = scratch.scores + query * kKeys;
     const int64_t first = tile.kv_head * shape.head_dim, whole = shape.head_dim / kLanes * kLanes;
-    for (int64_t key = begin; key < end; ++key) {
-        const char* row = scratch.keys[key];
-        F sums[kCount] = {};
-        int64_t at = 0;
-        for (; at < whole; at += kLanes) {
-            const F held_key = held<kForm>(row, first + at);
-            for (int i = 0; i < kCount; ++i) sums[i] = fma(load(queries + i * shape.padded + at), held_key, sums[i]);
+    F products[kCount][kLanes];
+    for (int64_t block = begin; block < end; block += kLanes) {
+        const int64_t count = smaller(end - block, kLanes);
+        F steps = splat(shape.scale);
+        for (int64_t j = 0; j < count; ++j) {
+            const char* row = scratch.keys[block + j];
+            F sum[kCount] = {};
+            int64_t at = 0;
+            for (; at < whole; at += kLanes) {
+                const F key = held<kForm>(row, first + at);
+                for (int i = 0; i < kCount; ++i) sum[i] = fma(load(queries + i * shape.padded + at), key, sum[i]);
+            }
+            if (at < shape.head_dim) {
+                const F key = held_some<kForm>(row, first + at, shape.head_dim - at);
+                for (int i = 0; i < kCount; ++i) sum[i] = fma(load(queries + i * shape.padded + at), key, sum[i]);
+            }
+            for (int i = 0; i < kCount; ++i) products[i][j] = sum[i];
+            if constexpr (kForm != kWide) steps[j] *= scale_of(row, shape, tile.kv_head);
         }
-        if (at < shape.head_dim) {
-            const F held_key = held_some<kForm>(row, first + at, shape.head_dim - at);
-            for (int i = 0; i < kCount; ++i) sums[i] = fma(load(queries + i * shape.padded + at), held_key, sums[i]);
+        if (count == kLanes) {
+            for (int i = 0; i < kCount; ++i) store(scores + i * kKeys + block, sums(products[i]) * steps);
+        } else {
+            for (int i = 0; i < kCount; ++i) {
+                for (int64_t j = count; j < kLanes; ++j) products[i][j] = F{};
+                store_some(scores + i * kKeys + block, sums(products[i]) * steps, count);
+            }
         }
-        const float step = kForm == kWide ? shape.scale : shape.scale * scale_of(row, shape, tile.kv_head);
-        for (int i = 0; i < kCount; ++i) scores[i * kKeys + key] = sum(sums[i]) * step;
     }
 }
 
-// parts[i] += Σ weights[i][key] · value, for `kCount` queries and keys [begin, end), in their order.
+// parts[i][at …] += Σ weights[i][key] · value[at …], for `kCount` queries, `kVectors` vectors of the values and keys
+// [begin, end), in their order. `left`: elements of the last vector, if they do not fill it.
+template <int kForm, int kCount, int kVectors, bool kSome = false>
+inline void weigh_at(const Scratch& scratch, const float* weights, int64_t column, float* parts, int64_t step,
+                     int64_t begin, int64_t end, int64_t left = 0) {
+    F sum[kCount][kVectors];
+    for (int i = 0; i < kCount; ++i)
+        for (int n = 0; n < kVectors; ++n) sum[i][n] = load(parts + i * step + n * kLanes);
+    for (int64_t key = begin; key < end; ++key) {
+        F value[kVectors];
+        for (int n = 0; n < kVectors; ++n) {
+            const int64_t at = column + n * kLanes;
+            if constexpr (kSome) value[n] = held_some<kForm>(scratch.values[key], at, left);
+            else value[n] = held<kForm>(scratch.values[key], at);
+        }
+        for (int i = 0; i < kCount; ++i) {
+            const F weight = splat(weights[i * kKeys + key]);
+            for (int n = 0; n < kVectors; ++n) sum[i][n] = fma(weight, value[n], sum[i][n]);
+        }
+    }
+    for (int i = 0; i < kCount; ++i)
+        for (int n = 0; n < kVectors; ++n) store(parts + i * step + n * kLanes, sum[i][n]);
+}
+
+// The same for the whole width of a head. Few queries take several vectors at a time, so that one sum need not wait
+// for another.
 template <int kForm, int kCount>
 void weigh(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t query, float* parts, int64_t begin,
            int64_t end) {
+    constexpr int kVectors = kCount <= 2 ? 4 : kLanes == 16 ? 2 : 1;
+    if (begin >= end) return;
     const float* weights = scratch.scores + query * kKeys;
     const int64_t first = tile.kv_head * shape.head_dim, step = Part::size(shape);
-    for (int64_t at = 0; at < shape.head_dim; at += kLanes) {
-        const int64_t left = shape.head_dim - at;
-        F sums[kCount];
-        for (int i = 0; i < kCount; ++i) sums[i] = load(parts + i * step + kLanes + at);
-        if (left >= kLanes)
-            for (int64_t key = begin; key < end; ++key) {
-                const F value = held<kForm>(scratch.values[key], first + at);
-                for (int i = 0; i < kCount; ++i) sums[i] = fma(splat(weights[i * kKeys + key]), value, sums[i]);
-            }
-        else
-            for (int64_t key = begin; key < end; ++key) {
-                const F value = held_some<kForm>(scratch.values[key], first + at, left);
-                for (int i = 0; i < kCount; ++i) sums[i] = fma(splat(weights[i * kKeys + key]), value, sums[i]);
-            }
-        for (int i = 0; i < kCount; ++i) store(parts + i * step + kLanes + at, sums[i]);
-    }
+    float* values = parts + kLanes;
+    int64_t at = 0;
+    for (; at + kVectors * kLanes <= shape.head_dim; at += kVectors * kLanes)
+        weigh_at<kForm, kCount, kVectors>(scratch, weights, first + at, values + at, step, begin, end);
+    for (; at + kLanes <= shape.head_dim; at += kLanes)
+        weigh_at<kForm, kCount, 1>(scratch, weights, first + at, values + at, step, begin, end);
+    if (at < shape.head_dim)
+        weigh_at<kForm, kCount, 1, true>(scratch, weights, first + at, values + at, step, begin, end,
+                                         shape.head_dim - at);
 }
 
 // Scores become weights e^(score − m); m and l of the query's part.
@@ -170,9 +204,7 @@ void soften(float* scores, int64_t begin, int64_t end, Part part) {
     F tops = splat(kLeast);
     over(
         begin, end, [&](int64_t at) { tops = max(load(scores + at), tops); },
-        [&](int64_t at, int64_t left) {
-            for (int64_t i = at; i < at + left; ++i) tops[0] = scores[i] > tops[0] ? scores[i] : tops[0];
-        });
+        [&](int64_t at, int64_t left) { tops = max(keep(load_some(scores + at, left), left, kLeast), tops); });
     const float top = largest(tops);
     F totals{};
     over(
@@ -242,10 +274,14 @@ void one_split(Scratch& scratch, const Shape& shape, const Tile& tile, const Arg
     const int32_t* pages = table.row<int32_t>(tile.request);
     const int64_t base = split * kKeys, page = k.page;
     const int64_t last = smaller(tile.end(tile.count() - 1, shape) - base, kKeys);
-    for (int64_t key = larger(tile.begin(0, shape) - base, 0); key < last; ++key) {
-        const int64_t slot = pages[(base + key) / page] * page + (base + key) % page;
-        scratch.keys[key] = k.row<char>(slot);
-        scratch.values[key] = v.row<char>(slot);
+    for (int64_t key = larger(tile.begin(0, shape) - base, 0); key < last;) {  // page by page: dividing takes long
+        const int64_t number = (base + key) / page, offset = (base + key) % page;
+        const int64_t until = smaller(key + page - offset, last);
+        int64_t slot = pages[number] * page + offset;
+        for (; key < until; ++key, ++slot) {
+            scratch.keys[key] = k.row<char>(slot);
+            scratch.values[key] = v.row<char>(slot);
+        }
     }
     const int64_t step = Part::size(shape);
     int64_t query = 0;
@@ -253,6 +289,8 @@ void one_split(Scratch& scratch, const Shape& shape, const Tile& tile, const Arg
         some_queries<kForm, 8>(scratch, shape, tile, split, query, parts + query * step);
     for (; query + 4 <= tile.count(); query += 4)
         some_queries<kForm, 4>(scratch, shape, tile, split, query, parts + query * step);
+    for (; query + 2 <= tile.count(); query += 2)
+        some_queries<kForm, 2>(scratch, shape, tile, split, query, parts + query * step);
     for (; query < tile.count(); ++query)
         some_queries<kForm, 1>(scratch, shape, tile, split, query, parts + query * step);
 }
