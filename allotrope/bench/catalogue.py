@@ -123,7 +123,7 @@ PEERS: Mapping[str, Peer] = {
             "openvino",
             "openvino_genai",
             ("cpu",),
-            {"fp32": ("fp32",), "16": ("bf16",), "8": ("int8",), "4": ("int4",)},
+            {"fp32": ("fp32",), "16": ("fp16", "bf16"), "8": ("int8",), "4": ("int4",)},
             converter="openvino",
             beams=True,
         ),

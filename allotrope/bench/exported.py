@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from allotrope.models.model import Model
 
-_SCHEME = 2  # change it when the same checkpoint is written in another way
+_SCHEME = 3  # change it when the same checkpoint is written in another way
 _SHARD = 2 << 30  # bytes
 _DONE = "complete.json"
 

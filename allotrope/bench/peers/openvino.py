@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-_COMPUTE = {"fp32": "f32", "bf16": "bf16"}
+_COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}  # by the format of the weights
+_STORED = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _GROUPS = (128, 64, 32)  # weights that share a scale at 4 bits: the widest that divides the model's width
 
 
@@ -21,12 +22,15 @@ def versions() -> dict[str, str]:
 def convert(source: str, target: str, form: str) -> None:
     """Export, compress, and put the tokenizers beside it that the pipeline insists on."""
     import openvino
+    import torch
     from openvino_tokenizers import convert_tokenizer
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
     from transformers import AutoTokenizer
 
     how: dict[str, Any] = {"load_in_8bit": False}
-    if form == "int8":
+    if form in _STORED:  # by itself the export keeps weights as the checkpoint has them: 16 bits in a line of fp32
+        how["torch_dtype"] = getattr(torch, _STORED[form])
+    elif form == "int8":
         how = {"quantization_config": OVWeightQuantizationConfig(bits=8, sym=False)}
     elif form == "int4":
         group = _group(json.loads((Path(source) / "config.json").read_text(encoding="utf-8")))
@@ -64,7 +68,8 @@ class _Model:
             folder, "CPU", INFERENCE_NUM_THREADS=asked["threads"], PERFORMANCE_HINT="LATENCY", **settled
         )
         # Compressed weights meet activations that the CPU plugin turns into int8 as it goes, by its own default.
-        self.actual = {"weights": form, "activations": form if settled else "int8 (dynamic)"}
+        computed = "fp32" if form == "fp16" else form
+        self.actual = {"weights": form, "activations": computed if settled else "int8 (dynamic)"}
 
     def generate(self, prompts: list[list[int]], count: int, beams: int) -> list[list[int]]:
         import numpy as np
