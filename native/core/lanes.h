@@ -138,16 +138,21 @@ inline F sums(const F* values) {
 #endif
 }
 
+// The larger one, lane by lane; a NaN counts for nothing.
+template <class Lanes>
+inline Lanes larger_of(Lanes a, Lanes b) {
+    return (a > b) | (b != b) ? a : b;
+}
+
 // The largest lane; NaNs count for nothing.
 inline float largest(F value) {
-    float lanes[kLanes];
-    store(lanes, value);
-    for (int half = kLanes / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) {
-            const float a = lanes[i], b = lanes[i + half];
-            lanes[i] = a > b || b != b ? a : b;
-        }
-    return lanes[0];
+    typedef float Four __attribute__((vector_size(16)));
+    Four fours[kLanes / 4];
+    std::memcpy(fours, &value, sizeof fours);
+    for (int half = kLanes / 8; half; half /= 2)
+        for (int i = 0; i < half; ++i) fours[i] = larger_of(fours[i], fours[i + half]);
+    const Four two = larger_of(fours[0], __builtin_shufflevector(fours[0], fours[0], 2, 3, 0, 1));
+    return larger_of(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
 }
 
 // Calls whole(at) for each vector of [begin, end), and rest(at, count) for what is left at its end.

@@ -26,8 +26,12 @@ inline F exp(F x) {
     sum = fma(sum, r, splat(1.0f / 6));
     sum = fma(sum, r, splat(0.5f));
     sum = fma(sum * r, r, r) + 1.0f;
+#if defined(__AVX512F__)
+    const F found = (F)_mm512_scalef_ps((__m512)sum, (__m512)n);
+#else
     const I exponent = whole(n), half = exponent >> 1;
     const F found = sum * power_of_two(half) * power_of_two(exponent - half);
+#endif
     return x == x ? found : x;
 }
 
