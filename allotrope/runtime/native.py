@@ -24,6 +24,7 @@ from allotrope.hw.device import Device
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.native import NativeTactic, aligned, describe, operands
 from allotrope.ops.sample import ADJUSTMENTS
+from allotrope.runtime import unbacked
 from allotrope.runtime.call_clock import CoreClock
 from allotrope.runtime.program import Bound, Choice, Program, unserved
 from allotrope.runtime.results import reports
@@ -211,7 +212,7 @@ def _make_caches(plan: Plan, pages: int, page_size: int, poison: bool) -> dict[s
         shape = (2, pages, page_size, plan.cache.row_width(form))
         dtype = np.dtype(np.float32 if form == COMPUTE else np.uint8)
         try:
-            both = np.empty(shape, dtype)
+            both = unbacked.empty(shape, dtype)
         except MemoryError as error:
             needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             raise OutOfMemory(

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from allotrope.errors import TokenizerError
-from allotrope.tokenizers import (
-    bpe,
-    bytes_vocabulary,
-    qwen_ranks,
-    sentencepiece_model,
-    side_files,
-    tokenizer_json,
-)
+from allotrope.tokenizers import bpe, bytes_vocabulary, side_files, tokenizer_json
 from allotrope.tokenizers.base import Tokenizer, Vocabulary
 from allotrope.tokenizers.chat import ChatMl, Template
 from allotrope.tokenizers.files import check_inside
 from allotrope.tokenizers.hf import LibraryVocabulary
 from allotrope.tokenizers.jinja_template import JinjaTemplate
-from allotrope.tokenizers.sentencepiece_model import SentencepieceVocabulary
 from allotrope.tokenizers.side_files import SideFiles
+
+if TYPE_CHECKING:
+    from allotrope.tokenizers.sentencepiece_model import SentencepieceVocabulary
 
 # Of several kinds in one folder the first of these is taken: tokenizer.json is complete in itself and what the
 # publishers' libraries prefer; bytes.json is this project's own and never beside a real vocabulary.
@@ -97,16 +93,23 @@ def find(folder: Path) -> Found:
 
 
 def _vocabulary(found: Found, side: SideFiles) -> tuple[Vocabulary, SideFiles]:
-    """The vocabulary, and the settings with the defaults of its kind filled in."""
+    """The vocabulary, and the settings with the defaults of its kind filled in.
+
+    A library that only one kind needs is imported where it is needed: each takes megabytes.
+    """
     first = found.paths[0]
     match found.kind:
         case "tokenizer.json":
             return tokenizer_json.load(first, side.added), side
         case "sentencepiece":
+            from allotrope.tokenizers import sentencepiece_model
+
             return _sentencepiece(sentencepiece_model.load(first, side, side.added), side)
         case "tiktoken":
             if side.tokenizer_class not in QWEN_CLASSES:
                 raise TokenizerError(f"how {side.tokenizer_class!r:.60} cuts text is not known", where=first.name)
+            from allotrope.tokenizers import qwen_ranks
+
             end = qwen_ranks.NAMED[0]
             return qwen_ranks.load(first), replace(side, names={"eos_token": end, "pad_token": end})
         case "vocabulary and merges":

@@ -56,8 +56,8 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
         bytes_ = 0;
         throw std::bad_alloc();
     }
-#ifdef MADV_HUGEPAGE
-    if (bytes >= size_t{4} << 20) madvise(found, bytes, MADV_HUGEPAGE);
+#ifdef MADV_NOHUGEPAGE
+    madvise(found, bytes, MADV_NOHUGEPAGE);  // a few rows of each buffer are touched, and no more is to be backed
 #endif
     at_ = static_cast<char*>(found);
 }
