@@ -6,6 +6,7 @@ megabytes at each place would be many times what is used, and reading is no fast
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from typing import Any
 
@@ -23,10 +24,8 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         raise MemoryError(f"{size} bytes") from error
     advice = getattr(mmap, "MADV_NOHUGEPAGE", None)
     if advice is not None:
-        try:
+        with contextlib.suppress(OSError):  # a system that knows no huge pages
             memory.madvise(advice)
-        except OSError:
-            pass  # a system that knows no huge pages
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

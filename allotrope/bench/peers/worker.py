@@ -28,7 +28,7 @@ def main() -> None:
     # Libraries print; what they say goes to stderr, and only answers to where answers are read.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = _Worker(_script(Path(sys.argv[1])))
+    worker = Worker(_script(Path(sys.argv[1])))
     for line in sys.stdin:
         request = json.loads(line)
         answer = getattr(worker, f"do_{request.pop('do')}")(**request)
@@ -46,7 +46,7 @@ def _script(path: Path) -> ModuleType:
     return module
 
 
-class _Worker:
+class Worker:
     """What may be asked of a worker."""
 
     def __init__(self, script: ModuleType) -> None:
@@ -55,11 +55,13 @@ class _Worker:
         self._on_gpu = False
 
     def do_convert(self, source: str, target: str, form: str) -> dict[str, Any]:
+        """Write what the script's runtime reads."""
         began = time.perf_counter()
         self._script.convert(source, target, form)
         return {"seconds": time.perf_counter() - began}
 
     def do_versions(self) -> dict[str, Any]:
+        """What the script imports."""
         return {"versions": self._script.versions()}
 
     def do_open(self, folder: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class _Worker:
         began = time.perf_counter()
         versions = self._script.versions()  # imports
         imported = time.perf_counter()
-        self._on_gpu = asked["device"] == "cuda"
+        self._on_gpu = asked.get("device") == "cuda"
         self._model = self._script.open_model(folder, asked)
         loaded = time.perf_counter()
         self._model.generate([list(range(3, 3 + _FIRST))], 1, 1)
