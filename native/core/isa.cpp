@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include <cstring>
@@ -13,13 +17,19 @@ namespace allotrope {
 namespace {
 
 #if defined(__x86_64__)
-// Nobody could run kernels for AMX yet, so there are none; the list says so.
-const char* without_amx() {
+// AMX's tile registers are large, so the system gives them to a process that asks.
+bool granted_tiles() {
+#if defined(ALLOTROPE_PLAIN_TILES)
+    return true;
+#elif defined(__linux__)
     constexpr unsigned kTileAndInt8 = 3U << 24;
+    constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileAndInt8) == kTileAndInt8)
-        return "this CPU has it, the core has no kernels for it yet";
-    return "this CPU has no AMX (TILE, INT8)";
+    const bool there = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileAndInt8) == kTileAndInt8;
+    return there && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 const char* lacks(const char* name) {
@@ -32,6 +42,10 @@ const char* lacks(const char* name) {
     if (!std::strcmp(name, "avx512vnni")) {
         if (!avx512) return "this CPU has no AVX-512 (F, BW, DQ, VL)";
         if (!__builtin_cpu_supports("avx512vnni")) return "this CPU has no AVX512-VNNI";
+    }
+    if (!std::strcmp(name, "amx")) {
+        if (!avx512 || !__builtin_cpu_supports("avx512vnni")) return "this CPU has no AVX512-VNNI";
+        if (!granted_tiles()) return "this CPU has no AMX (TILE, INT8), or the system does not give it";
     }
     return "";
 }
@@ -56,10 +70,6 @@ const std::vector<Isa>& isas() {
     static const std::vector<Isa> found = [] {
         std::vector<Isa> all;
         for (const auto& [name, tables] : kCompiled) all.push_back({name, tables, lacks(name)});
-#if defined(__x86_64__)
-        static const Entry* const kNone[] = {nullptr};
-        all.push_back({"amx", kNone, without_amx()});
-#endif
         return all;
     }();
     return found;

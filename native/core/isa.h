@@ -15,8 +15,7 @@ struct Isa {
     const char* lacks;           // why it cannot run here; empty if it can
 };
 
-// All that were compiled, the plainest first, and AMX, for which there are no kernels; the last one that lacks nothing
-// is the best.
+// All that were compiled, the plainest first; the last one that lacks nothing is the best.
 const std::vector<Isa>& isas();
 
 // The kernel of that name for the instruction set; null if there is none.

@@ -11,6 +11,7 @@ _TALLEST, _CHUNK = 12, 240  # rows of the tallest tile, and of a chunk, on any i
 _STRIP, _BLOCK = 8, 256  # panels that a thread takes together; inputs of a block
 _STRETCH = 512  # inputs of whose codes there is one sum, where there are no groups
 _FILLED = 8  # to a multiple of what inputs are filled up
+_TILE_ROWS, _TILE_INPUTS = 16, 64  # of AMX, where codes meet codes
 
 
 def _up(value: int, unit: int) -> int:
@@ -32,9 +33,12 @@ def room(problem: Problem, threads: int) -> int:
 
 
 def coded_room(problem: Problem, threads: int) -> int:
-    """Codes of activations, their sums per group or stretch, their scales; for one row or two each thread's own."""
-    rows = _rows(problem)
-    inputs = _up(problem.axes["in"], _FILLED)
+    """Codes of activations, their sums per group or stretch, their scales; for one row or two each thread's own.
+
+    For many rows in tiles a thread has two panels of weights as bytes, too.
+    """
+    rows = max(_rows(problem), _up(min(problem.axes["rows"], _CHUNK), _TILE_ROWS))
+    inputs = _up(problem.axes["in"], _TILE_INPUTS)
     sums = max(problem.axes["groups"], -(-inputs // _STRETCH))
     one = aligned(rows * inputs) + aligned(4 * rows * sums) + aligned(4 * rows)
-    return one * (threads if problem.axes["rows"] <= 2 else 1)
+    return one * threads if problem.axes["rows"] <= 2 else one + threads * 2 * PANEL * inputs
