@@ -51,8 +51,19 @@ def for_worker(threads: int, *, own: bool) -> dict[str, str]:
     known = dict(os.environ)
     if not own:
         known = {name: value for name, value in known.items() if not name.startswith("PYTHON")}
+    unless_given = {
+        # One process: quicker for few requests, and its time is counted as the worker's own.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would compile itself first; greedy choice does not use it
+    }
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    return known | counts | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return (
+        unless_given
+        | known
+        | counts
+        | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    )
 
 
 def assets() -> Path:

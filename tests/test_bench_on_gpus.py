@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from allotrope import settings
 from allotrope.bench.peers import vllm, worker
 
 
@@ -54,10 +55,11 @@ def test_vllm_is_one_process_and_leaves_memory_to_others(monkeypatch: pytest.Mon
     vars(torch).update(__version__="0", cuda=cuda)
     monkeypatch.setitem(sys.modules, "vllm", library)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(vllm.os, "environ", {"VLLM_USE_FLASHINFER_SAMPLER": "1"})
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    around = settings.for_worker(2, own=False)
+    assert around["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert around["VLLM_USE_FLASHINFER_SAMPLER"] == "1", "whoever sets one knows better"
     assert vllm.versions() == {"vllm": "0", "torch": "0"}
-    assert vllm.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0", "set before it is imported"
-    assert vllm.os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "1", "whoever sets one knows better"
     model = vllm.open_model("folder", {"form": "fp16", "max_len": 64, "max_batch": 2})
     assert given["gpu_memory_utilization"] == pytest.approx(0.3), "half of what is free"
     assert (given["dtype"], given["quantization"], given["enable_prefix_caching"]) == ("float16", None, False)

@@ -39,8 +39,9 @@ class Answer:
     def show(self) -> None:
         """Turn new tokens into text, as far as no stop string has completed."""
         request, stream, added = self.request, self.stream, ""
-        while request.prompt_len + self.shown < len(request.tokens) and stream.found is None:
-            token = request.tokens[request.prompt_len + self.shown]
+        tokens, first = request.tokens, request.prompt_len
+        while first + self.shown < len(tokens) and stream.found is None:
+            token = tokens[first + self.shown]
             self.shown += 1
             if token not in request.stop_ids:
                 added += stream.push(token)

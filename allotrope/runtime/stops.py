@@ -77,21 +77,26 @@ class TextStream:
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], free: int = 0) -> None:
         self._detokenizer = detokenizer
-        self._filter = StopFilter(stops)
+        self._filter = StopFilter(stops) if stops else None
         self._free = free
 
     @property
     def found(self) -> str | None:
         """The stop string that ended the text."""
-        return self._filter.found
+        return None if self._filter is None else self._filter.found
 
     def push(self, token: int) -> str:
         """The text that may be shown now that this token came."""
+        text = self._detokenizer.push(token)
+        if self._filter is None:
+            return text
         if self._free:
             self._free -= 1
-            return self._detokenizer.push(token)
-        return self._filter.push(self._detokenizer.push(token))
+            return text
+        return self._filter.push(text)
 
     def close(self) -> str:
         """The rest of the text. A stop string that only now completes still cuts it."""
+        if self._filter is None:
+            return self._detokenizer.flush()
         return self._filter.push(self._detokenizer.flush()) + ("" if self.found else self._filter.flush())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol
 
 from allotrope.errors import RequestError, UsageError
@@ -60,6 +60,7 @@ class Tokenizer:
         self.prefix, self.suffix = tuple(prefix), tuple(suffix)
         self._vocabulary, self._templates = vocabulary, dict(templates or {})
         self._hidden = frozenset(vocabulary.specials.values())
+        self._shown, self._spelt = cache(self._visible), cache(self._piece)  # of streams: a look per token
         self._most_tokens: int | None = None
 
     def encode(self, text: str, special: bool = True, *, allow_special: bool = True) -> list[int]:
@@ -83,7 +84,7 @@ class Tokenizer:
         `after` are the ids before them, usually the prompt's: they give no text, but a first space is only dropped
         where no text came before, and a character that the prompt left unfinished can be completed.
         """
-        piece = self._visible if skip_special else self._piece
+        piece = self._shown if skip_special else self._spelt
         begun = not self._vocabulary.leading_space or any(map(piece, after))
         stream = Detokenizer(piece, strip_space=not begun)
         for token in after[-LONGEST_CHARACTER:] if begun else ():

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _SHARE = 0.5  # of the memory that is free: peers that are opened later need the rest
-_SETTINGS = {
-    # One process: quicker for few requests, and its time is counted as this worker's own.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would compile itself first; greedy choice does not use it
-}
 
 
 def versions() -> dict[str, str]:
     """vLLM's and torch's."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     import torch
     import vllm
 
