@@ -1,6 +1,6 @@
 """What narrow keys and values cost: `python bench/kv.py [NAME …]`, for the bundled models on held-out text.
 
-Each model is built with its KV cache as wide as it computes (fp32), in int8 and in fp8. All three read the same
+Each model is built with its KV cache as wide as it computes (fp32), and in each narrow format. All read the same
 windows, teacher-forced; keys and values are read from the cache alone, so every token meets the format. `cost` is what
 it adds to the perplexity, with a 95 % interval over documents. A step's time is that of one request at a context of
 about 250 tokens: the least of several. With `--keep 'blocks.1.attn.kv=wide'` the narrow ones have exceptions.

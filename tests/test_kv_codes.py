@@ -1,4 +1,4 @@
-"""Keys and values in eight bits: rows, codes and scales against a plain twin, and what is said of what cannot be."""
+"""Keys and values in fewer bits: rows, codes and scales against a plain twin, and what is said of what cannot be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from allotrope.hw.device import Device
 from allotrope.ops import check, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.kv_codes import coded, decoded, fake, parts, widened
-from allotrope.ops.kv_rows import FORMS, NARROW, item_bytes, misfit, row_bytes, row_width, scales_at
+from allotrope.ops.kv_rows import CODED, FORMS, NARROW, item_bytes, misfit, row_bytes, row_width, scales_at
 
 CPU = Device("cpu", "test", "x86_64", 2, 1 << 34)
 E4M3 = sorted(
@@ -24,6 +24,7 @@ E4M3 = sorted(
     | {sign * (1 + m / 8) * 2.0**e for sign in (-1, 1) for e in range(-6, 9) for m in range(8) if (e, m) != (8, 7)}
 )
 by_form = pytest.mark.parametrize("form", NARROW)
+by_code = pytest.mark.parametrize("form", CODED)
 
 
 def twin(head: list[float], form: str) -> tuple[list[float], float]:
@@ -54,7 +55,7 @@ def values(seed: int, tokens: int, heads: int, dim: int, dtype: torch.dtype = to
     return found.flatten(1).to(dtype)
 
 
-@by_form
+@by_code
 @settings(max_examples=60, deadline=None)
 @given(
     tokens=st.integers(1, 9),
@@ -69,6 +70,7 @@ def test_codes_are_the_twins(form: str, tokens: int, heads: int, dim: int, dtype
     rows = coded(given, heads, form)
     assert rows.dtype == torch.uint8 and rows.shape == (tokens, row_width(form, heads, dim))
     codes, scales = parts(rows, heads, dim, form)
+    assert scales is not None
     for token in range(tokens):
         for head in range(heads):
             expected, scale = twin(given[token].view(heads, dim)[head].tolist(), form)
@@ -77,7 +79,7 @@ def test_codes_are_the_twins(form: str, tokens: int, heads: int, dim: int, dtype
     assert not rows[:, heads * dim : scales_at(heads, dim)].any()
 
 
-@by_form
+@by_code
 def test_a_round_trip_errs_by_half_a_step_and_the_second_one_by_nothing(form: str) -> None:
     given = values(1, 200, 3, 80)
     once = fake(given, 3, form)
@@ -88,7 +90,7 @@ def test_a_round_trip_errs_by_half_a_step_and_the_second_one_by_nothing(form: st
     assert torch.equal(fake(torch.zeros(4, 6), 2, form), torch.zeros(4, 6))
 
 
-@by_form
+@by_code
 def test_what_is_not_finite_spoils_its_own_head_alone(form: str) -> None:
     given = values(2, 4, 3, 5)
     clean = fake(given, 3, form)
@@ -99,13 +101,27 @@ def test_what_is_not_finite_spoils_its_own_head_alone(form: str) -> None:
     assert torch.equal(spoilt.nan_to_num(9e9), clean.nan_to_num(9e9))
 
 
-@by_form
+@by_code
 def test_the_largest_and_the_smallest_numbers(form: str) -> None:
     most, least = torch.finfo(torch.float32).max, 1e-45
     assert torch.isclose(fake(torch.tensor([[most, -most / 2]]), 1, form)[0, 1], torch.tensor(-most / 2), rtol=0.01)
     assert fake(torch.tensor([[least, 0.0]]), 1, form).abs().max() <= 2.0**-126
     half = torch.tensor([[65504.0, -3.0]], dtype=torch.float16)
     assert fake(half, 1, form)[0, 0] == 65504.0
+
+
+def test_halves_are_numpys_and_stay_finite() -> None:
+    """Numbers of every exponent, subnormal ones and ties among them, and what fp16 cannot hold."""
+    bits = torch.randint(-(2**31), 2**31 - 1, (1 << 16,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    ties = torch.arange(0, 1 << 15, dtype=torch.int16).view(torch.float16).float()
+    edges = torch.tensor([0.0, -0.0, 65504.0, 65519.9, -65520.0, 7e4, 3e38, 2.0**-25, -1e-45])
+    given = torch.cat((bits.view(torch.float32), (ties[:-1] + ties[1:]) / 2, edges))
+    given = given[: len(given) // 4 * 4].view(-1, 4)
+    found, given = fake(given, 2, "fp16").numpy(), given.numpy()
+    finite = np.isfinite(given)
+    assert np.isnan(found[~finite]).all() and np.isfinite(found[finite]).all()
+    expected = np.clip(given[finite], -65504, 65504).astype(np.float16).astype(np.float32)
+    assert (found[finite].view(np.int32) == expected.view(np.int32)).all()
 
 
 def test_every_code_is_widened_to_its_value() -> None:
@@ -119,16 +135,18 @@ def test_every_code_is_widened_to_its_value() -> None:
         assert torch.equal(widened(codes[:, 3:9].T), widened(codes)[:, 3:9].T)
 
 
-@by_form
+@by_code
 def test_fp64_is_computed_in_fp64(form: str) -> None:
     rows = coded(values(3, 6, 2, 8), 2, form)
     codes, scales = parts(rows, 2, 8, form)
+    assert scales is not None
     assert torch.equal(decoded(rows, 2, 8, form, torch.float64), codes.double() * scales.double()[..., None])
 
 
 @pytest.mark.parametrize(("heads", "dim", "size"), [(1, 1, 8), (3, 5, 28), (2, 64, 136), (5, 80, 420)])
 def test_a_row_is_as_long_as_the_layout_says(heads: int, dim: int, size: int) -> None:
-    for form in NARROW:
+    assert row_width("fp16", heads, dim) == row_bytes("fp16", heads, dim, "fp32") == 2 * heads * dim
+    for form in CODED:
         assert row_width(form, heads, dim) == row_bytes(form, heads, dim, "bf16") == size
         assert item_bytes(form, "fp32") == 1
     assert row_bytes("compute", heads, dim, "bf16") == 2 * heads * dim
@@ -138,7 +156,7 @@ def test_misfits_are_said_in_words() -> None:
     assert all(misfit(form, 3, 5, row_width(form, 3, 5)) is None for form in FORMS)
     assert misfit("int8", 3, 5, 15) == "the cache's rows are 15 wide; 3 heads of 5 as int8 take 28"
     assert misfit("compute", 3, 5, 28) == "the cache's rows are 28 wide; 3 heads of 5 as compute take 15"
-    assert misfit("int4", 3, 5, 15) == "KV format 'int4' is unknown; there are compute, int8, fp8"
+    assert misfit("int4", 3, 5, 15) == "KV format 'int4' is unknown; there are compute, int8, fp8, fp16"
 
 
 def write(form: str, rows: int = 37, heads: int = 3, dim: int = 5, page_size: int = 7) -> Problem:

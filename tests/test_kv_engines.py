@@ -139,7 +139,7 @@ def test_pools_are_as_large_as_said_and_poison_shows(form: str) -> None:
     plan = with_cache(lower(LLAMA), form)
     caches = make_caches(plan, 3, 8, "cpu", poison=True)
     assert sum(cache.nbytes for cache in caches.values()) == 3 * page_bytes(plan, 8)
-    assert page_bytes(plan, 1) == 2 * 2 * row_width(form, 2, 8) == 2 * 2 * 24
+    assert page_bytes(plan, 1) == 2 * 2 * row_width(form, 2, 8) == 2 * 2 * (32 if form == "fp16" else 24)
     assert fake(torch.ones(1, 4), 2, form).isfinite().all()
     tactic, call = registry.tactic("attention", "reference"), next(c for c in plan.calls if c.op == "attention")
     ins = {"q": torch.ones(1, 32), "k_cache": caches["c:0.k"], "v_cache": caches["c:0.v"]}
@@ -181,7 +181,7 @@ def test_a_build_says_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_another_format_is_refused_in_words() -> None:
-    with pytest.raises(UsageError, match=r"build: kv is 'int4'; choose int8, fp8, or leave it out"):
+    with pytest.raises(UsageError, match=r"build: kv is 'int4'; choose int8, fp8, fp16, or leave it out"):
         BuildOptions(kv="int4")
 
 

@@ -56,7 +56,7 @@ def chosen(**wanted: Any) -> Policy:
         (("blocks.1.attn.kv=wide",), ("fp8", "compute", "fp8")),
         (("*.kv=int8", "blocks.2.*=wide"), ("int8", "int8", "compute")),
         (("blocks.2.*=wide", "*.kv=int8"), ("int8", "int8", "int8")),
-        (("blocks.0.*=fp32", "blocks.1.*=fp16", "*.q=int8"), ("compute", "fp8", "fp8")),
+        (("blocks.0.*=fp32", "blocks.1.*=fp16", "*.q=int8"), ("compute", "fp16", "fp8")),
     ],
 )
 def test_the_last_pattern_that_matches_wins(keep: tuple[str, ...], expected: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from allotrope.artifact.manifest import Manifest
 from allotrope.build.fuse import FUSIONS
 from allotrope.errors import UsageError
 from allotrope.ops import registry
-from allotrope.ops.kv_rows import NARROW
+from allotrope.ops.kv_rows import CODED, NARROW
 from allotrope.quant.formats import NAMES
 
 FUSED, TACTICS, TUNING, STEP, LATE, PREFIX = "fusions", "tactics", "tuning", "step", "late-stop", "prefix-cache"
@@ -67,7 +67,7 @@ def check(names: Sequence[str]) -> None:
     tactics = [f"{op}/{one.name}" for op in registry.names() for one in registry.tactics(op)]
     known = [*(fusion.name for fusion in FUSIONS), *WHOLES, TUNING, PREFIX]
     known += [f"{WEIGHTS}={form}" for form in FORMS]
-    known += [f"{what}={form}" for what in (ACTIVATIONS, KV) for form in NARROW]
+    known += [f"{what}={form}" for what, forms in ((ACTIVATIONS, CODED), (KV, NARROW)) for form in forms]
     known += [
         *registry.names(),
         *(f"{library}-kernels" for op in registry.names() for library in registry.libraries(op)),
@@ -167,7 +167,7 @@ def _added(whole: Manifest, setting: Setting, hints: Mapping[str, Any]) -> Itera
         if form not in (inside[WEIGHTS], whole.dtype):
             change, how = _weights(form, hints)
             yield Part(f"{WEIGHTS}={form}", plus=change, usual=not inside[WEIGHTS], note=how)
-    for form in NARROW:
+    for form in CODED:
         if inside[ACTIVATIONS] != form:
             change, how = _weights(form, {"calibration_tokens": _CALIBRATED, **hints})
             how += f", on {change.build['calibration_tokens']} tokens"

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from allotrope.ops.contract import Scalar
-from allotrope.ops.kv_rows import COMPUTE, row_width
+from allotrope.ops.kv_rows import CODED, COMPUTE, row_width
 from allotrope.ops.tactic import REFERENCE
 
 TOKENS = "tokens"  # rows of a step: every token that it computes
@@ -52,7 +52,7 @@ class Cache:
 
     kv_heads: int
     head_dim: int
-    dtypes: tuple[str, ...]  # layer by layer: "compute", int8 or fp8
+    dtypes: tuple[str, ...]  # layer by layer, of `kv_rows.FORMS`
 
     @property
     def layers(self) -> int:
@@ -68,6 +68,11 @@ class Cache:
     def narrow(self) -> Mapping[int, str]:
         """The layers that keep less than what is computed, and in which form."""
         return {layer: form for layer, form in enumerate(self.dtypes) if form != COMPUTE}
+
+    @property
+    def coded(self) -> Mapping[int, str]:
+        """Those of them that keep codes, with a scale per token and head."""
+        return {layer: form for layer, form in self.narrow.items() if form in CODED}
 
     @property
     def words(self) -> str:

@@ -1,4 +1,4 @@
-"""The mean of the keys, found on calibration tokens and taken off where the cache is narrow and that is harmless."""
+"""The mean of the keys, found on calibration tokens and taken off where the cache keeps codes and that is harmless."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CENTRE = "centre"  # the part that --without leaves out
 
 
 def decided(policy: Policy, plan: Plan, options: BuildOptions, readable: bool) -> Policy:
-    """The policy with what is to happen to each narrow cache's keys. Without a tokenizer no text can be read."""
+    """The policy with what is to happen to the keys of each cache of codes. Without a tokenizer no text can be read."""
     why_not = None if readable else "without a tokenizer there is no text to find it on"
     return worded(policy, plan, f"--without {CENTRE}" if CENTRE in options.without else why_not)
 

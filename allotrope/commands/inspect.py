@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ckpt", metavar="CKPT", help="a folder in Hugging Face layout, or random:SHAPE")
     add_weight_formats(parser, (*_DTYPES, *_FORMATS), "predict for weights stored so (as they are)")
     parser.add_argument(
-        "--kv", choices=(*_DTYPES, *NARROW), help="predict for keys and values stored so (as the weights)"
+        "--kv",
+        choices=tuple(dict.fromkeys((*_DTYPES, *NARROW))),
+        help="predict for keys and values stored so (as the weights)",
     )
     parser.add_argument("--max-len", type=int, metavar="N", help="tokens per sequence (the model's limit)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="sequences at once (1)")

@@ -1,6 +1,7 @@
 """How a token's keys (or values) lie in a layer's cache, one row per token.
 
     compute   [ kv_heads · head_dim elements of the compute dtype ]
+    fp16      [ kv_heads · head_dim fp16, as bytes ]
     int8      [ kv_heads · head_dim bytes of codes | zeros up to 4 bytes | kv_heads scales, fp32 ]
     fp8       the same, with e4m3 codes
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 from allotrope.ops.contract import ELEMENT_BYTES
 
 COMPUTE = "compute"
-NARROW = ("int8", "fp8")
+CODED = ("int8", "fp8")  # with a scale per token and head
+NARROW = (*CODED, "fp16")
 FORMS = (COMPUTE, *NARROW)
 _SCALE = ELEMENT_BYTES["fp32"]
 
@@ -24,7 +26,9 @@ def scales_at(heads: int, head_dim: int) -> int:
 
 def row_width(form: str, heads: int, head_dim: int) -> int:
     """Elements of a row: of the compute dtype, or bytes."""
-    return heads * head_dim if form == COMPUTE else scales_at(heads, head_dim) + heads * _SCALE
+    if form in CODED:
+        return scales_at(heads, head_dim) + heads * _SCALE
+    return heads * head_dim * (1 if form == COMPUTE else ELEMENT_BYTES[form])
 
 
 def item_bytes(form: str, dtype: str) -> int:

@@ -1,4 +1,4 @@
-"""A plan whose keys and values, all or some layers', are kept in eight bits."""
+"""A plan whose keys and values, all or some layers', are kept in fewer bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys less their mean, where the cache is narrow and nothing turns keys on their way into it.
+"""Keys less their mean, where the cache keeps codes and nothing turns keys on their way into it.
 
     softmax over j of q·(k_j − c)   =   softmax over j of q·k_j        for −q·c is the same for every j
 
@@ -41,9 +41,9 @@ def keys(plan: Plan, layer: int) -> Call | str:
 
 
 def worded(policy: Policy, plan: Plan, why_not: str | None) -> Policy:
-    """The policy that says of each narrow cache whether its keys lose their mean; `why_not` if none is to."""
+    """The policy that says of each cache of codes whether its keys lose their mean; `why_not` if none is to."""
     said = {}
-    for layer in plan.cache.narrow:
+    for layer in plan.cache.coded:
         found = keys(plan, layer)
         reason = found if isinstance(found, str) else why_not
         said[plans.kv_path(layer)] = CENTRED if reason is None else f"with their mean: {reason}"

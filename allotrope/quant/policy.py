@@ -17,7 +17,7 @@ from itertools import groupby
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan
 from allotrope.errors import UsageError
-from allotrope.ops.kv_rows import COMPUTE, NARROW
+from allotrope.ops.kv_rows import CODED, COMPUTE, NARROW
 from allotrope.quant.formats import GROUPS, NAMES, STORES, Format, Store, parse_format
 from allotrope.quant.held import Held
 
@@ -163,7 +163,8 @@ class Policy:
         if path in self.kv:
             if self.kv[path] == COMPUTE:
                 return WIDE
-            return f"{self.kv[path]} per token and head" + (f", keys {self.keys[path]}" if path in self.keys else "")
+            kept = self.kv[path] + (" per token and head" if self.kv[path] in CODED else "")
+            return kept + (f", keys {self.keys[path]}" if path in self.keys else "")
         form, product = self.formats[path], self.product(path)
         return (WIDE if form is None else str(form)) + (f", activations {product} per token" if product else "")
 
@@ -211,7 +212,8 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
     # beside codes the rest stays as it is, unless an exemption names it
     inside = None if wanted.weights == plan.dtype or held else wanted.form
     reasons: dict[str, str] = {}
-    caches = dict.fromkeys(map(plans.kv_path, range(plan.cache.layers)), wanted.kv or COMPUTE)
+    usual = COMPUTE if wanted.kv is None or wanted.kv == plan.dtype else wanted.kv
+    caches = dict.fromkeys(map(plans.kv_path, range(plan.cache.layers)), usual)
     formats: dict[str, Form] = {call.path: inside if call.path.startswith("blocks.") else None for call in calls}
     formats |= held.formats if held else {}
     named: dict[str, Form] = {}

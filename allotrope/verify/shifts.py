@@ -33,7 +33,7 @@ def may_have(plan: Plan, recipe: Recipe, path: str) -> bool:
         return False
     layer = int(block.partition(".")[2])
     spec = recipe.blocks[layer].attention
-    return spec.rotary is None and spec.qk_norm is None and layer in plan.cache.narrow
+    return spec.rotary is None and spec.qk_norm is None and layer in plan.cache.coded
 
 
 class Shifts:

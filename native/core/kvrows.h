@@ -1,4 +1,4 @@
-// Rows of the KV caches (allotrope/ops/kv_rows.py): wide, or codes of eight bits followed by a scale per head.
+// Rows of the KV caches (allotrope/ops/kv_rows.py): wide, fp16, or codes of eight bits followed by a scale per head.
 
 #pragma once
 
@@ -6,7 +6,9 @@
 
 namespace allotrope::ALLOTROPE_ISA {
 
-enum Form { kWide, kInt8, kFp8 };
+enum Form { kWide, kInt8, kFp8, kHalf };
+
+constexpr bool is_scaled(int64_t form) { return form == kInt8 || form == kFp8; }
 
 inline int64_t scales_at(int64_t heads, int64_t head_dim) { return (heads * head_dim + 3) / 4 * 4; }
 
@@ -25,6 +27,13 @@ inline F widen_fp8(const uint8_t* codes) {
     std::memcpy(&held, codes, sizeof held);
     const I wide = __builtin_convertvector(held, I);
     return (F)(((wide & 0x80) << 24) | ((wide & 0x7F) << 20)) * 0x1p120f;
+}
+
+// Finite numbers beyond fp16's largest become that, infinities NaN.
+inline void narrow_half(uint16_t* to, F value) {
+    const F top = splat(65504.0f), none = splat(__builtin_nanf("")), size = abs(value);
+    const F bounded = size <= top ? value : value < F{} ? -top : top;
+    store_half(to, size <= splat(3.402823466e38f) ? bounded : none);
 }
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -38,6 +38,57 @@ inline F load(const float* from) {
 
 inline void store(float* to, F value) { std::memcpy(to, &value, sizeof value); }
 
+// A vector of fp16 as fp32: exact.
+inline F widen_half(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return (F)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+    return (F)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    // The exponent's bias is off by 112 then, which one product puts right; infinities and NaN are put in their place.
+    F result;
+    for (int i = 0; i < kLanes; ++i) {
+        const uint32_t bits = static_cast<uint32_t>(from[i] & 0x7FFF) << 13;
+        const uint32_t sign = static_cast<uint32_t>(from[i] & 0x8000) << 16;
+        float value;
+        std::memcpy(&value, &bits, 4);
+        value *= 0x1p112f;
+        uint32_t found;
+        std::memcpy(&found, &value, 4);
+        if ((from[i] & 0x7C00) == 0x7C00) found = bits | 0x7F800000;
+        found |= sign;
+        std::memcpy(&value, &found, 4);
+        result[i] = value;
+    }
+    return result;
+#endif
+}
+
+// One fp32 as fp16, rounded to nearest, ties to even.
+inline uint16_t to_half(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+    bits &= 0x7FFFFFFF;
+    if (bits > 0x7F800000) return sign | 0x7E00 | static_cast<uint16_t>(bits >> 13 & 0x1FF);
+    if (bits >= 0x47800000) return sign | 0x7C00;
+    if (bits < 0x38800000) return sign | static_cast<uint16_t>(std::nearbyint(std::fabs(value) * 0x1p24f));
+    bits += 0xFFF + (bits >> 13 & 1);
+    return sign | static_cast<uint16_t>((bits >> 13) - (112 << 10));
+}
+
+// A vector of fp32 as fp16, rounded so.
+inline void store_half(uint16_t* to, F value) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_maskz_cvtps_ph(0xFFFF, (__m512)value, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kLanes; ++i) to[i] = to_half(value[i]);
+#endif
+}
+
 // The first `count` (< kLanes) elements, the others 0. Nothing beyond is read or written.
 #if defined(__AVX512F__)
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }

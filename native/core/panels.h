@@ -83,27 +83,7 @@ ALLOTROPE_INLINE W to_wide(const N& value) {
 // Sixteen fp16 or bf16 as fp32: exact.
 ALLOTROPE_INLINE W load_half(const uint16_t* from) {
     W result;
-#if defined(__AVX512F__)
-    result.at[0] = (F)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-#elif defined(__AVX2__)
-    ALLOTROPE_PARTS(i)
-    result.at[i] = (F)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * kLanes)));
-#else
-    // The exponent's bias is off by 112 then, which one product puts right; infinities and NaN are put in their place.
-    for (int i = 0; i < kPanel; ++i) {
-        const uint32_t bits = static_cast<uint32_t>(from[i] & 0x7FFF) << 13;
-        const uint32_t sign = static_cast<uint32_t>(from[i] & 0x8000) << 16;
-        float value;
-        std::memcpy(&value, &bits, 4);
-        value *= 0x1p112f;
-        uint32_t found;
-        std::memcpy(&found, &value, 4);
-        if ((from[i] & 0x7C00) == 0x7C00) found = bits | 0x7F800000;
-        found |= sign;
-        std::memcpy(&value, &found, 4);
-        result.at[i / kLanes][i % kLanes] = value;
-    }
-#endif
+    ALLOTROPE_PARTS(i) result.at[i] = widen_half(from + i * kLanes);
     return result;
 }
 

@@ -99,6 +99,7 @@ template <int kForm>
 inline F held(const char* row, int64_t at) {
     if constexpr (kForm == kInt8) return widen_int8(reinterpret_cast<const uint8_t*>(row) + at);
     if constexpr (kForm == kFp8) return widen_fp8(reinterpret_cast<const uint8_t*>(row) + at);
+    if constexpr (kForm == kHalf) return widen_half(reinterpret_cast<const uint16_t*>(row) + at);
     return load(reinterpret_cast<const float*>(row) + at);
 }
 
@@ -106,9 +107,10 @@ inline F held(const char* row, int64_t at) {
 template <int kForm>
 inline F held_some(const char* row, int64_t at, int64_t left) {
     if constexpr (kForm == kWide) return load_some(reinterpret_cast<const float*>(row) + at, left);
-    char whole[kLanes] = {};
+    constexpr int64_t size = kForm == kHalf ? 2 : 1;
+    char whole[size * kLanes] = {};
     for (int i = 0; i < kLanes; ++i)
-        if (i < left) whole[i] = row[at + i];
+        if (i < left) std::memcpy(whole + size * i, row + size * (at + i), size);
     return held<kForm>(whole, 0);
 }
 
@@ -142,7 +144,7 @@ void score(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t
                 for (int i = 0; i < kCount; ++i) sum[i] = fma(load(queries + i * shape.padded + at), key, sum[i]);
             }
             for (int i = 0; i < kCount; ++i) products[i][j] = sum[i];
-            if constexpr (kForm != kWide) steps[j] *= scale_of(row, shape, tile.kv_head);
+            if constexpr (is_scaled(kForm)) steps[j] *= scale_of(row, shape, tile.kv_head);
         }
         if (count == kLanes) {
             for (int i = 0; i < kCount; ++i) store(scores + i * kKeys + block, sums(products[i]) * steps);
@@ -255,7 +257,7 @@ void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_
         std::memset(part, 0, 4 * step);
         float* scores = scratch.scores + (query + i) * kKeys;
         if (begins[i] < ends[i]) soften(scores, begins[i], ends[i], Part{part});
-        if constexpr (kForm != kWide)
+        if constexpr (is_scaled(kForm))
             for (int64_t key = begins[i]; key < ends[i]; ++key)
                 scores[key] *= scale_of(scratch.values[key], shape, tile.kv_head);
     }
@@ -299,6 +301,7 @@ void split_of_form(Scratch& scratch, const Shape& shape, const Tile& tile, const
                    float* parts) {
     if (shape.form == kWide) return one_split<kWide>(scratch, shape, tile, args, split, parts);
     if (shape.form == kInt8) return one_split<kInt8>(scratch, shape, tile, args, split, parts);
+    if (shape.form == kHalf) return one_split<kHalf>(scratch, shape, tile, args, split, parts);
     one_split<kFp8>(scratch, shape, tile, args, split, parts);
 }
 

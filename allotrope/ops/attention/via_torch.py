@@ -215,7 +215,7 @@ def _per_slot(shape: Shape) -> int:
 
 
 def _held(flat: Tensor, index: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None]:
-    """Some rows as fp32 [items · kv heads · KEYS, head_dim]; if they are codes, also scales [items, kv heads, 1, KEYS].
+    """Some rows as fp32 [items · kv heads · KEYS, head_dim]; if these are scaled, scales [items, kv heads, 1, KEYS].
 
     Scales are left to be multiplied with scores and weights, which are fewer than the codes.
     """
@@ -223,7 +223,8 @@ def _held(flat: Tensor, index: Tensor, shape: Shape) -> tuple[Tensor, Tensor | N
     if not shape.narrow:
         return found.float(), None
     codes, scales = kv_codes.parts(found.view(-1, KEYS, found.shape[1]), shape.kv_heads, shape.head_dim, shape.kv)
-    return kv_codes.widened(codes.transpose(1, 2)), scales.transpose(1, 2).unsqueeze(2)
+    wide = kv_codes.widened(codes.transpose(1, 2))
+    return wide, None if scales is None else scales.transpose(1, 2).unsqueeze(2)
 
 
 def _on_device(group: splits.Group, per_slot: int, device: torch.device) -> splits.Group:

@@ -1,4 +1,4 @@
-// Keys and values into their pages, coded where the cache is narrow. Numbers: form (kWide, kInt8, kFp8), heads.
+// Keys and values into their pages, in fewer bits where the cache is narrow. Numbers: form (as in kvrows.h), heads.
 
 #include "kernel.h"
 #include "kvrows.h"
@@ -44,6 +44,15 @@ void code(uint8_t* codes, float* scale, const float* values, int64_t width, int6
     *scale = step;
 }
 
+void halve(uint16_t* to, const float* values, int64_t width) {
+    int64_t at = 0;
+    for (; at + kLanes <= width; at += kLanes) narrow_half(to + at, load(values + at));
+    if (at == width) return;
+    uint16_t some[kLanes];
+    narrow_half(some, load_some(values + at, width - at));
+    std::memcpy(to + at, some, 2 * (width - at));
+}
+
 void kv_write(const Args& args, Team& team) {
     const int64_t* slots = args.in(2).as<int64_t>();
     const int64_t form = args.whole(0), heads = args.whole(1), width = args.in(0).width, head_dim = width / heads;
@@ -54,6 +63,10 @@ void kv_write(const Args& args, Team& team) {
         char* to = args.out(static_cast<int>(which)).row<char>(slots[row]);
         if (form == kWide) {
             std::memcpy(to + 4 * head * head_dim, from, 4 * head_dim);
+            continue;
+        }
+        if (form == kHalf) {
+            halve(reinterpret_cast<uint16_t*>(to) + head * head_dim, from, head_dim);
             continue;
         }
         float scale;
