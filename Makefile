@@ -28,16 +28,20 @@ native: ## the native core, beside the package: what changed since the last time
 	@$(BIN)/cmake --build build/native
 	@$(BIN)/cmake --install build/native --prefix . > /dev/null
 
-sanitize: setup ## the core's kernels and threads under the address, undefined-behaviour and thread sanitizers: minutes
+# What makes the module's own sources work: steps of every form, engines of native calls, calls one by one.
+MODULE_TESTS = tests/test_native_step.py tests/test_native_executor.py tests/test_eager_reports.py tests/test_native_timing.py
+
+sanitize: setup ## the native core and its Python face under the address, undefined-behaviour and thread sanitizers: minutes
 	@$(BIN)/python -c "import sys; from allotrope import native; sys.exit(native.why_not())"
 	PYTHONPATH=. $(BIN)/python native/test/cases.py build/cases
 	PYTHONPATH=. $(BIN)/python native/test/programs.py build/programs
 	@for kind in address,undefined thread; do \
 	  echo "sanitizers: $$kind"; \
 	  $(BIN)/cmake -S . -B build/sanitize-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	    -DALLOTROPE_SANITIZE=$$kind > build/sanitize.log && \
+	    -DPython_EXECUTABLE=$(abspath $(BIN))/python -DALLOTROPE_SANITIZE=$$kind > build/sanitize.log && \
 	  $(BIN)/cmake --build build/sanitize-$$kind && \
-	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 build/sanitize-$$kind/check build/cases build/programs || exit 1; \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 build/sanitize-$$kind/check build/cases build/programs && \
+	  native/test/module.sh build/sanitize-$$kind $(abspath $(BIN))/python $(MODULE_TESTS) || exit 1; \
 	done
 
 demo: setup ## build an engine, prove it, hear it speak, time it beside the original, and open the report

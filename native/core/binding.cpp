@@ -67,6 +67,8 @@ int64_t launch(Program& program, nb::handle step, nb::handle tokens, nb::handle 
     const Held<int32_t> drawn(tokens, "tokens", true);
     const Held<float> values(logprobs, "logprobs", true);
     const Held<uint8_t> flags(finite, "finite", true);
+    for (const int64_t count : {drawn.count(), values.count(), flags.count()})
+        if (count != given.input().rows) throw nb::value_error("outputs must have an element per row");
     const StepOutput out{drawn.data(), values.data(), flags.data()};
     nb::gil_scoped_release released;
     return program.launch(given.input(), out) ? program.needed()[kLogits] : -1;

@@ -18,7 +18,8 @@ template <class T>
 class Held {
    public:
     Held() = default;
-    Held(nb::handle array, const char* name, bool writable = false) { take(array, name, writable); }
+    // By way of the other, so that what is refused is let go, too.
+    Held(nb::handle array, const char* name, bool writable = false) : Held() { take(array, name, writable); }
     ~Held() {
         if (view_.obj != nullptr) PyBuffer_Release(&view_);
     }
