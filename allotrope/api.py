@@ -112,8 +112,11 @@ class LLM:
 
     def close(self) -> None:
         """Give memory back. Generating is an error from now on."""
-        self._loop = None
-        self._executor.close()
+        if self._loop is None:
+            return
+        with self._loop.lock:  # another thread may be in the middle of a step
+            self._loop = None
+            self._executor.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -18,6 +18,7 @@ from tests.test_eager import one_step
 pytestmark = needs_core
 
 LENGTHS = "a step's arrays do not have as many elements as there are rows"
+NONE = np.zeros(0, np.int32)
 OUTPUTS = "outputs must have an element per row"
 
 
@@ -81,6 +82,43 @@ def test_a_step_of_another_form_is_refused_and_let_go(
     with pytest.raises(error, match=says):
         core.launch(step, *outs.values())
     assert held(step, outs) == before
+
+
+def changed(name: str, at: int, value: int) -> dict[str, Any]:
+    array = getattr(given(), name).copy()
+    array.reshape(-1)[at] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("says", "wrong"),
+    [
+        ("rows must share out its tokens", changed("starts", 1, 4)),
+        ("rows must share out its tokens", changed("starts", 0, 1)),
+        ("must have a token each", {"tokens": np.zeros(0, np.int32), "starts": np.zeros(2, np.int32), "targets": NONE}),
+        ("slots must not be negative", changed("slots", 0, -1)),
+        ("tokens must have pages", changed("first", 0, 4)),
+        ("tokens must have pages", changed("first", 0, -1)),
+        ("pages must be the pool's", changed("pages", 1, -1)),
+        ("pages must be the pool's", changed("pages", 0, 64)),
+        ("pages to be copied must be the pool's", {"page_copies": np.array([[0, 64]], np.int32)}),
+        ("a target must be a token", changed("targets", 2, 1000)),
+        ("a row that draws a token needs logits", {"want": np.zeros(1, np.uint8)}),
+    ],
+)
+def test_a_step_that_reaches_beyond_what_there_is_is_refused(core: Any, says: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=says):
+        core.launch(given(**wrong), *outputs().values())
+    assert core.launch(given(), *outputs().values()) == 5
+
+
+@pytest.mark.parametrize(("says", "where"), [("name a row of its step", "rows"), ("name a token", "tokens")])
+@pytest.mark.parametrize("value", [-1, 1000])
+def test_an_adjustment_beyond_the_step_is_refused(core: Any, says: str, where: str, value: int) -> None:
+    adjust = given().adjust
+    assert adjust is not None
+    with pytest.raises(ValueError, match=says):
+        core.launch(given(adjust=replace(adjust, **{where: np.full(1, value, np.int32)})), *outputs().values())
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,10 @@ class Timings:
     @staticmethod
     def load(device: Device, threads: int) -> Timings:
         """What is kept for this device, these libraries and this many threads."""
-        facts = fingerprint(device, native.find().isa)
-        text = json.dumps([_SCHEMA, facts.hard, facts.soft, threads], sort_keys=True)
+        found = native.find()
+        facts = fingerprint(device, found.isa)
+        made_of = getattr(found.core, "digest", "")  # other kernels: other timings, and nothing proven
+        text = json.dumps([_SCHEMA, facts.hard, facts.soft, threads, made_of], sort_keys=True)
         return _read(settings.cache_dir() / "timings" / f"{digests.of_bytes(text.encode())[:32]}.json")
 
     def get(self, tactic: Tactic, problem: Problem, effort: str) -> Measured | None:

@@ -56,7 +56,7 @@ def add_formats(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
     """Declare all that a build can be asked for about formats."""
     add_weight_formats(parser)
     parser.add_argument("--activations", choices=ACTIVATIONS, help="format of what these layers read, per token")
-    parser.add_argument("--kv", choices=KV, help="format of cached keys and values; the 8-bit ones scale by token and head")
+    parser.add_argument("--kv", choices=KV, help="format of cached keys and values")
     parser.add_argument("--method", choices=METHODS, default="auto", help="the way onto the formats")
     parser.add_argument("--max-kl", type=float, metavar="X", help="keep the most sensitive layers wide until KL ≤ X")
     parser.add_argument("--calibration", metavar="FILE", help="text to calibrate on (the bundled one)")

@@ -7,6 +7,9 @@ there is a compiler. Without it everything else works, with torch's tactics.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -62,17 +65,20 @@ def why_not(*kernels: str) -> str | None:
 
 
 class _Team:
-    """How many threads the process's kernels run on, and what says so; like torch's, one number for all."""
+    """How many threads kernels run on where nobody says otherwise, and what says so."""
 
     def __init__(self) -> None:
         self.count, self.why = 0, ""
 
 
 _TEAM = _Team()
+_OWN: ContextVar[int] = ContextVar("threads")
 
 
 def threads() -> int:
-    """How many threads a kernel runs on: what was set, ALLOTROPE_THREADS, or the CPUs that we may use."""
+    """How many threads a kernel runs on: a `team`'s, what was set, ALLOTROPE_THREADS, or the CPUs that we may use."""
+    if own := _OWN.get(0):
+        return own
     if not _TEAM.count:
         asked = settings.threads()
         found = cores.usable() if asked is None else cores.Cores(asked, "ALLOTROPE_THREADS asks for it")
@@ -90,3 +96,13 @@ def set_threads(count: int | None) -> None:
     """From now on so many; None changes nothing."""
     if count is not None:
         _TEAM.count, _TEAM.why = min(count, MOST_THREADS), "that many were asked for"
+
+
+@contextmanager
+def team(count: int) -> Iterator[None]:
+    """So many in here, whatever is set meanwhile: scratch memory that was sized for some must be used by no more."""
+    before = _OWN.set(count)
+    try:
+        yield
+    finally:
+        _OWN.reset(before)

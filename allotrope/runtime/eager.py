@@ -61,6 +61,7 @@ class EagerExecutor:
         self._caches = make_caches(self.plan, pages, page_size, device.torch_name, poison)
         self._buffers = Buffers(self.plan, device.torch_name, poison)
         self._workspace: torch.Tensor | None = None
+        self._short = True
         sample = next(call for call in self.plan.calls if call.op == "sample")
         self._logits = sample.ins["logits"]
         self._sampled = sample.outs
@@ -136,8 +137,9 @@ class EagerExecutor:
 
     def _reserve(self, rows: Mapping[str, int]) -> None:
         """Make room for a step of this size; grows buffers and workspace if it is the largest yet."""
-        if self.program is None or not self._buffers.reserve(rows):
+        if self.program is None or not (self._buffers.reserve(rows) or self._short):
             return
+        self._short = True  # until there is a workspace for what the buffers hold
         requests = max(self._buffers.capacity[SAMPLES], 1)
         context = min(self.plan.max_len, self.pages * self.page_size)
         needed = self.program.workspace(self._buffers.capacity, Load(0, requests, context, self.page_size, self.pages))
@@ -146,6 +148,7 @@ class EagerExecutor:
 
             self._workspace = None
             self._workspace = allocate("workspaces", (needed,), torch.uint8, self._device.torch_name, self._poison)
+        self._short = False
 
     def _begin(self, step: StepInput, slots: dict[str, Any]) -> None:
         """Copy pages, and give the tokens that only the device knows; nothing in the workspace must matter."""

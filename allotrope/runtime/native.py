@@ -8,6 +8,7 @@ made when the engine is opened.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,6 @@ class NativeExecutor:
         poison: bool = False,
         timed: bool = False,
     ) -> None:
-        native.set_threads(threads)
         self.plan = plan or engine.manifest.plan
         self.page_size, self.pages = page_size, pages
         self._poison = poison
@@ -78,11 +78,12 @@ class NativeExecutor:
             raise EngineError(
                 f"its tactic {other[1]} is not the native core's", where=other[0], remedy="run it eagerly"
             )
-        self._program = Program(self.plan, Arrays(engine), device)
+        self._program = Program(self.plan, Arrays(engine), device, threads)
         self._caches = _make_caches(self.plan, pages, page_size, poison)
-        self._capacity = dict.fromkeys((TOKENS, LOGITS, SAMPLES), 0)
+        self._held: list[Any] = []  # weights whose memory nothing else keeps
+        self._capacity = {TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}
+        self._workspace(self._capacity)  # a tactic that cannot run here is fatal before the core is told of it
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
-        self._reserve({TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}, make=False)
         self._core: Any = self._handed_over()
         self._clock = CoreClock(self._core, self.plan) if timed else None
         self._reserve(self._capacity)
@@ -94,17 +95,18 @@ class NativeExecutor:
 
     def run(self, step: StepInput) -> StepOutput:
         """Compute a step."""
-        if self._core is None:
+        core = self._core
+        if core is None:
             raise UsageError("the engine has been closed", remedy="open it again")
         began, rows = time.perf_counter(), len(step.slots)
         tokens, logprobs, finite = np.empty(rows, np.int32), np.empty(rows, np.float32), np.empty(rows, np.bool_)
         if self._poison:
-            self._core.poison()
+            core.poison()
             self._logits.fill(np.nan)
-        while (count := self._core.launch(step, tokens, logprobs, finite)) < 0:
-            needed = dict(zip(_KINDS, self._core.needed(), strict=True))
+        while (count := core.launch(step, tokens, logprobs, finite)) < 0:
+            needed = dict(zip(_KINDS, core.needed(), strict=True))
             self._reserve({kind: max(count, self._capacity[kind]) for kind, count in needed.items()})
-        candidates, scored = self._reports(step, finite) if self._core.reported()[0] else (((),) * rows, ())
+        candidates, scored = self._reports(step, finite) if core.reported()[0] else (((),) * rows, ())
         ended = time.perf_counter()
         idle, self._ended = 0.0 if self._ended is None else began - self._ended, ended
         timed = None if self._clock is None else self._clock.stepped()
@@ -127,33 +129,39 @@ class NativeExecutor:
         }
         return reports(step, found, finite)
 
-    def _reserve(self, rows: Mapping[str, int], *, make: bool = True) -> None:
-        """Make room for steps of this size. The pool bounds how long a context can be."""
-        self._capacity = dict(rows)
+    def _workspace(self, rows: Mapping[str, int]) -> int:
+        """Bytes for steps of this size. The pool bounds how long a context can be."""
         context = min(self.plan.max_len, self.pages * self.page_size)
         load = Load(0, max(rows[SAMPLES], 1), context, self.page_size, self.pages)
-        workspace = self._program.workspace(self._capacity, load)
-        if not make:
-            return
+        return self._program.workspace(rows, load)
+
+    def _reserve(self, rows: Mapping[str, int]) -> None:
+        """Make room for steps of this size; where that fails, there is as much as before."""
+        workspace = self._workspace(rows)
         shared = [
             aligned(tactic.prelude.room(rows[TOKENS], params))
             for tactic, params in self._preludes.values()
             if tactic.prelude is not None
         ]
         try:
-            self._logits = np.empty((rows[LOGITS], self.plan.vocab), np.float32)  # the callers' own: they may keep it
-            self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared, describe(self._logits)[0])
+            logits = np.empty((rows[LOGITS], self.plan.vocab), np.float32)
+            self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared, describe(logits)[0])
         except MemoryError as error:
             widths = sum(4 * spec.width * rows[spec.rows] for spec in self.plan.buffers.values() if spec.of is None)
             raise OutOfMemory(
                 f"activation buffers need {shortage(widths + workspace, available_memory())}",
                 remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
             ) from error
+        self._logits, self._capacity = logits, dict(rows)
 
     def _handed_over(self) -> Any:
         """The plan as a program of the core."""
         found = native.find()
-        core = found.core.Program(found.isa, native.threads(), self.page_size)
+        wanted = self._program.threads
+        threads = found.core.team_of(wanted)
+        if threads < wanted:
+            warnings.warn(f"the system gives {threads} threads where {wanted} were wanted: slower steps", stacklevel=4)
+        core = found.core.Program(found.isa, threads, self.page_size)
         slots: dict[str, int] = {name: core.cache(describe(cache)) for name, cache in self._caches.items()}
         whole = {name: spec for name, spec in self.plan.buffers.items() if spec.of is None}
         for name, spec in [*whole.items(), *((n, s) for n, s in self.plan.buffers.items() if s.of is not None)]:
@@ -180,6 +188,7 @@ class NativeExecutor:
             if operand in choice.weights:
                 array = choice.weights[operand]
                 if id(array) not in weights:
+                    self._held.append(array)  # one that was laid down anew is nobody else's
                     weights[id(array)] = core.fixed(describe(array))
                 return weights[id(array)]
             name = given.get(operand)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from allotrope import native
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import Call, Plan, Weight
 from allotrope.artifact.problems import Load, problem
@@ -90,10 +91,14 @@ class Bound:
 
 
 class Program:
-    """A plan's calls, bound to one device's weights. It owns no memory but those."""
+    """A plan's calls, bound to one device's weights. It owns no memory but those.
 
-    def __init__(self, plan: Plan, weights: Arrays, device: Device) -> None:
+    `threads` are the native core's, now and later: workspaces are sized for them.
+    """
+
+    def __init__(self, plan: Plan, weights: Arrays, device: Device, threads: int | None = None) -> None:
         self.plan = plan
+        self.threads = native.threads() if threads is None else min(threads, native.MOST_THREADS)
         self.calls = [_bind(plan, call, weights) for call in plan.calls]
         self._device = device
 
@@ -103,12 +108,13 @@ class Program:
         A tactic that cannot serve it here is fatal, not a fall-back.
         """
         known: dict[tuple[str, str], int] = {}
-        for bound in self.calls:
-            for choice in bound.choices:
-                most = capacity[bound.rows]
-                size = min(most, choice.bound or most)
-                needs = self._needs(bound.call, choice.tactic, size, load, known)
-                bound.needs[choice.tactic.name] = max(needs, bound.needs.get(choice.tactic.name, 0))
+        with native.team(self.threads):
+            for bound in self.calls:
+                for choice in bound.choices:
+                    most = capacity[bound.rows]
+                    size = min(most, choice.bound or most)
+                    needs = self._needs(bound.call, choice.tactic, size, load, known)
+                    bound.needs[choice.tactic.name] = max(needs, bound.needs.get(choice.tactic.name, 0))
         return -(-max(known.values(), default=0) // ALIGN) * ALIGN
 
     def run(
@@ -126,6 +132,17 @@ class Program:
 
         `promises`, by op, are parameters that hold for these rows.
         """
+        with native.team(self.threads):
+            self._run(slots, rows, workspace, after, promises or {})
+
+    def _run(
+        self,
+        slots: dict[str, Any],
+        rows: Mapping[str, int],
+        workspace: torch.Tensor | None,
+        after: After | None,
+        promises: Mapping[str, Mapping[str, Scalar]],
+    ) -> None:
         for bound in self.calls:
             count = rows[bound.rows]
             if not count:
@@ -135,7 +152,7 @@ class Program:
             for operand, slot in bound.ins:
                 ins[operand] = slots[slot]
             outs = {operand: slots[slot] for operand, slot in bound.outs}
-            params = {**bound.params, **(promises or {}).get(bound.call.op, {})}
+            params = {**bound.params, **promises.get(bound.call.op, {})}
             room = workspace if bound.needs[choice.tactic.name] else None
             _take(choice.tactic.run(outs, ins, params, room), outs, bound, slots)
             if after is not None and (others := after(bound.call, outs, bool(choice.weights))):

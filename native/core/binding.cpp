@@ -120,6 +120,7 @@ void bind_program(nb::module_& module) {
 
 NB_MODULE(_core, module) {
     using namespace allotrope;
+    module.attr("digest") = ALLOTROPE_DIGEST;  // of what the core was made of
     module.def("isas", [] {
         std::vector<std::tuple<std::string, std::string>> found;
         for (const Isa& isa : isas()) found.emplace_back(isa.name, isa.lacks);
@@ -132,6 +133,7 @@ NB_MODULE(_core, module) {
             for (const Entry* entry = *table; entry->name != nullptr; ++entry) found.emplace_back(entry->name);
         return found;
     });
+    module.def("team_of", team_of);
     module.def("run", run);
     nb::class_<Series>(module, "Series")
         .def("__init__", make_series)

@@ -7,7 +7,9 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -24,12 +26,32 @@ namespace {
 // A thread that waits for its call. Whoever is not of a step's team is not called, and nobody waits for him.
 struct Worker {
     Signal call;
+    std::thread::native_handle_type thread{};
 };
+
+#if defined(__linux__)
+// The CPUs that the calling thread may use.
+struct Cpus {
+    cpu_set_t set;
+    Cpus() {
+        CPU_ZERO(&set);
+        if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_ZERO(&set);
+    }
+    bool operator==(const Cpus& other) const { return CPU_EQUAL(&set, &other.set); }
+};
+#else
+struct Cpus {
+    bool operator==(const Cpus&) const { return true; }
+};
+#endif
 
 struct Pool {
     std::mutex one;  // a step at a time
     pid_t owner = 0;
     std::vector<std::unique_ptr<Worker>> workers;
+    Cpus cpus;            // the callers', when the workers were last put in their places
+    int placed = 1;       // for a team of so many
+    unsigned steps = 0;
     // Of the step that runs: written before the calls, read by who was called until he reports.
     int count = 1;
     Job job = nullptr;
@@ -65,25 +87,29 @@ void take_part(Pool& pool, int index) {
 }
 
 #if defined(__linux__)
-// Worker `index` goes to the CPU that lies so far behind the caller's, if the team takes all that there are.
-void pin(std::thread& thread, int index, int count) {
-    cpu_set_t mine, one;
-    CPU_ZERO(&mine);
-    if (sched_getaffinity(0, sizeof mine, &mine) != 0 || CPU_COUNT(&mine) != count) return;
-    const int here = sched_getcpu();
-    int before = 0;
-    for (int cpu = 0; cpu < here; ++cpu) before += CPU_ISSET(cpu, &mine) ? 1 : 0;
-    int wanted = (before + index) % count;
+// Each worker to a CPU of its own behind the caller's, if the team takes all that there are; else wherever the caller
+// may be.
+void put_in_place(Pool& pool, int count) {
+    const cpu_set_t& all = pool.cpus.set;
+    const bool whole = CPU_COUNT(&all) == count;
+    const int caller = sched_getcpu();
+    int mine[CPU_SETSIZE], found = 0, here = 0;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-        if (!CPU_ISSET(cpu, &mine) || wanted-- != 0) continue;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        pthread_setaffinity_np(thread.native_handle(), sizeof one, &one);
-        return;
+        if (!CPU_ISSET(cpu, &all)) continue;
+        if (cpu < caller) here = found + 1;
+        mine[found++] = cpu;
+    }
+    for (size_t i = 0; i < pool.workers.size() && found > 0; ++i) {
+        cpu_set_t one = all;
+        if (whole) {
+            CPU_ZERO(&one);
+            CPU_SET(mine[(here + static_cast<int>(i) + 1) % found], &one);
+        }
+        pthread_setaffinity_np(pool.workers[i]->thread, sizeof one, &one);
     }
 }
 #else
-void pin(std::thread&, int, int) {}
+void put_in_place(Pool&, int) {}
 #endif
 
 void serve(Pool* pool, Worker* self, int index) {
@@ -113,14 +139,34 @@ Pool* pool_of_process() {
     return found;
 }
 
-void hire(Pool& pool, int count) {
+// How many there are for a team of `count`: fewer where the system gives no more threads.
+int hire(Pool& pool, int count) {
     while (static_cast<int>(pool.workers.size()) < count - 1) {
-        pool.workers.push_back(std::make_unique<Worker>());
-        const int index = static_cast<int>(pool.workers.size());
-        std::thread worker(serve, &pool, pool.workers.back().get(), index);
-        pin(worker, index, count);
-        worker.detach();
+        pool.workers.reserve(count);
+        auto made = std::make_unique<Worker>();
+        try {
+            std::thread thread(serve, &pool, made.get(), static_cast<int>(pool.workers.size()) + 1);
+            made->thread = thread.native_handle();
+            thread.detach();
+        } catch (const std::system_error&) {
+            return static_cast<int>(pool.workers.size()) + 1;
+        }
+        pool.workers.push_back(std::move(made));
     }
+    return count;
+}
+
+// Workers stay in their places until the team is larger than ever, or the process is given other CPUs, for which one
+// step in many looks.
+void place(Pool& pool, int count) {
+    constexpr unsigned kOften = 256;
+    const bool larger = count > pool.placed;
+    if (!larger && (count == 1 || pool.steps++ % kOften != 0)) return;
+    const Cpus now;
+    if (!larger && now == pool.cpus) return;
+    pool.cpus = now;
+    pool.placed = larger ? count : pool.placed;
+    put_in_place(pool, pool.placed);
 }
 
 // One share of stolen time for all: a spin that is too short costs a microsecond, one too long the others' time.
@@ -131,6 +177,13 @@ void learn(const Cost& cost, int count) {
 
 }  // namespace
 
+int team_of(int count) {
+    if (count <= 1) return 1;
+    Pool& pool = *pool_of_process();
+    std::lock_guard<std::mutex> held(pool.one);
+    return hire(pool, count);
+}
+
 void run_team(int count, Job job, void* context, Cost* cost) {
     if (count <= 1 && cost == nullptr) {
         Team alone;
@@ -140,7 +193,8 @@ void run_team(int count, Job job, void* context, Cost* cost) {
     Pool& pool = *pool_of_process();
     std::lock_guard<std::mutex> held(pool.one);
     const int64_t began = cost == nullptr ? 0 : wall_ns();
-    hire(pool, count);
+    count = hire(pool, count);
+    place(pool, count);
     pool.count = count;
     pool.job = job;
     pool.context = context;

@@ -16,8 +16,11 @@ struct Cost {
     int64_t wall_ns = 0, work_ns = 0, stolen_ns = 0;
 };
 
-// Run `job` on `count` threads, the caller being the first; returns when all are done. One at a time. Measuring the
-// cost takes a microsecond.
+// How many of `count` threads there are: fewer where the system gives no more.
+int team_of(int count);
+
+// Run `job` on `count` threads, or as many as there are, the caller being the first; returns when all are done. One at a
+// time. Measuring the cost takes a microsecond.
 void run_team(int count, Job job, void* context, Cost* cost = nullptr);
 
 }  // namespace allotrope

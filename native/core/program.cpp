@@ -111,30 +111,41 @@ int Program::part(int of, int64_t start, int64_t width) {
     return slot;
 }
 
+// Where the view of a step's array is to be noted; null if no step has such an array.
+View** Program::place_of(const std::string& name) {
+    const std::pair<const char*, View**> places[] = {
+        {"tokens", &token_ids_.view},
+        {"positions", &positions_.view},
+        {"prompt_lens", &prompt_lens_.view},
+        {"kv_slots", &kv_slots_.view},
+        {"logit_rows", &logit_rows_.view},
+        {"sample_rows", &sample_rows_.view},
+        {"seeds", &seeds_.view},
+        {"sample_positions", &sample_positions_.view},
+        {"adjust_rows", &adjust_rows_.view},
+        {"adjust_tokens", &adjust_tokens_.view},
+        {"adjust_divide", &adjust_divide_},
+        {"adjust_add", &adjust_add_},
+        {"temperature", &temperature_.view},
+        {"top_p", &top_p_.view},
+        {"min_p", &min_p_.view},
+        {"top_k", &top_k_.view},
+        {"row_starts", &row_starts_},
+        {"row_first", &row_first_},
+        {"page_table", &page_table_},
+    };
+    for (const auto& [known, place] : places)
+        if (name == known) return place;
+    return nullptr;
+}
+
 int Program::step(const std::string& name) {
     const auto known = step_slots_.find(name);
     if (known != step_slots_.end()) return known->second;
-    View* view = new_slot();
-    const int slot = static_cast<int>(slots_.size()) - 1;
-    step_slots_[name] = slot;
-    if (name == "tokens") token_ids_.view = view;
-    else if (name == "positions") positions_.view = view;
-    else if (name == "prompt_lens") prompt_lens_.view = view;
-    else if (name == "kv_slots") kv_slots_.view = view;
-    else if (name == "logit_rows") logit_rows_.view = view;
-    else if (name == "sample_rows") sample_rows_.view = view;
-    else if (name == "seeds") seeds_.view = view;
-    else if (name == "sample_positions") sample_positions_.view = view;
-    else if (name == "adjust_rows") adjust_rows_.view = view;
-    else if (name == "adjust_tokens") adjust_tokens_.view = view;
-    else if (name == "temperature") temperature_.view = view;
-    else if (name == "top_p") top_p_.view = view;
-    else if (name == "min_p") min_p_.view = view;
-    else if (name == "top_k") top_k_.view = view;
-    else if (name != "row_starts" && name != "row_first" && name != "page_table" && name != "adjust_divide" &&
-             name != "adjust_add")
-        throw std::invalid_argument("no step has an array named " + name);
-    return slot;
+    View** place = place_of(name);
+    if (place == nullptr) throw std::invalid_argument("no step has an array named " + name);
+    *place = new_slot();
+    return step_slots_[name] = static_cast<int>(slots_.size()) - 1;
 }
 
 void Program::call(Rows rows) { calls_.push_back({rows, {}}); }
@@ -170,37 +181,67 @@ void Program::choice(int64_t bound, const std::string& kernel, const std::vector
 
 void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes,
                       char* logits) {
+    // All that can fail comes first.
+    std::vector<Memory> memory, shared;
+    for (const Buffer& buffer : buffers_)
+        if (buffer.slot != logits_ && buffer.of < 0)
+            memory.emplace_back(static_cast<size_t>(slots_[buffer.slot]->stride * rows[buffer.rows]));
+    Memory room(static_cast<size_t>(workspace));
+    for (const int64_t size : preludes) shared.emplace_back(static_cast<size_t>(size));
+    const int64_t vocab = slots_[logits_]->width, chunks = (vocab + kReportChunk - 1) / kReportChunk;
+    Memory report(static_cast<size_t>((rows[kLogits] + rows[kTokens] + rows[kSamples]) * chunks * kReportRecord));
+
+    std::swap(memory_, memory);
+    std::swap(workspace_, room);
+    std::swap(shared_, shared);
+    std::swap(report_room_, report);
     capacity_ = rows;
-    memory_.clear();
+    size_t next = 0;
     for (const Buffer& buffer : buffers_) {
         View& view = *slots_[buffer.slot];
-        if (buffer.slot == logits_) {
-            view.data = logits;
-        } else if (buffer.of < 0) {
-            memory_.emplace_back(static_cast<size_t>(view.stride * rows[buffer.rows]));
-            view.data = memory_.back().at();
-        } else {
-            view.data = slots_[buffer.of]->as<char>() + buffer.start * size_of(view.dtype);
-        }
+        if (buffer.slot == logits_) view.data = logits;
+        else if (buffer.of < 0) view.data = memory_[next++].at();
+        else view.data = slots_[buffer.of]->as<char>() + buffer.start * size_of(view.dtype);
     }
-    workspace_ = Memory();
-    workspace_ = Memory(static_cast<size_t>(workspace));
-    shared_.clear();
-    for (const int64_t size : preludes) shared_.emplace_back(static_cast<size_t>(size));
     for (Call& call : calls_)
         for (auto& choice : call.choices) {
             choice->args.workspace = workspace_.at();
             choice->args.shared = choice->prelude < 0 ? nullptr : shared_[choice->prelude].at();
         }
-    const int64_t vocab = slots_[logits_]->width, chunks = (vocab + kReportChunk - 1) / kReportChunk;
-    report_room_ = Memory();
-    report_room_ = Memory(static_cast<size_t>((rows[kLogits] + rows[kTokens] + rows[kSamples]) * chunks * kReportRecord));
 }
 
 void Program::poison() {
     for (const auto* group : {&memory_, &shared_})
         for (const Memory& memory : *group) std::memset(memory.at(), 0xFF, memory.bytes());
     if (workspace_.bytes()) std::memset(workspace_.at(), 0xFF, workspace_.bytes());
+}
+
+// Whatever would make a kernel read or write where nothing of ours is. Token ids are the callers' to check.
+void Program::check(const StepInput& step) const {
+    const auto refuse = [](bool wrong, const char* what) {
+        if (wrong) throw std::invalid_argument(what);
+    };
+    const int64_t pages = caches_.empty() ? 0 : slots_[caches_[0]]->rows / page_size_, vocab = slots_[logits_]->width;
+    refuse(step.starts[0] != 0 || step.starts[step.rows] != step.tokens_in_all, "a step's rows must share out its tokens");
+    for (int64_t row = 0; row < step.rows; ++row) {
+        const int64_t count = step.starts[row + 1] - step.starts[row], first = step.first[row];
+        refuse(count < 1, "a step's rows must have a token each, or more");
+        refuse(step.sample[row] && step.want[row] == kWantNone, "a row that draws a token needs logits");
+        refuse(step.slots[row] < 0, "a step's slots must not be negative");
+        refuse(first < 0 || (first + count - 1) / page_size_ >= step.pages_wide, "a step's tokens must have pages");
+        const int32_t* held = step.pages + row * step.pages_wide;
+        for (int64_t page = 0; page <= (first + count - 1) / page_size_; ++page)
+            refuse(held[page] < 0 || held[page] >= pages, "a step's pages must be the pool's");
+    }
+    for (int64_t i = 0; i < 2 * step.copies; ++i)
+        refuse(step.page_copies[i] < 0 || step.page_copies[i] >= pages, "pages to be copied must be the pool's");
+    for (int64_t i = 0; i < step.adjustments; ++i) {
+        refuse(step.adjust_rows[i] < 0 || step.adjust_rows[i] >= step.rows, "an adjustment must name a row of its step");
+        refuse(step.adjust_tokens[i] < 0 || step.adjust_tokens[i] >= vocab, "an adjustment must name a token");
+    }
+    if (step.targets)
+        for (int64_t i = 0; i < step.tokens_in_all; ++i)
+            refuse(step.targets[i] >= vocab, "a target must be a token");
 }
 
 // Works out which rows there are of each kind, and every array of the step. False if there is no room for so many.
@@ -287,15 +328,14 @@ void Program::show(const StepInput& step) {
     token_ids_.show(), positions_.show(), prompt_lens_.show(), kv_slots_.show(), logit_rows_.show();
     sample_rows_.show(), seeds_.show(), sample_positions_.show(), temperature_.show(), top_p_.show(), min_p_.show();
     top_k_.show(), adjust_rows_.show(), adjust_tokens_.show();
-    const auto set = [&](const char* name, const View& view) {
-        const auto found = step_slots_.find(name);
-        if (found != step_slots_.end()) *slots_[found->second] = view;
+    const auto set = [](View* place, const View& view) {
+        if (place != nullptr) *place = view;
     };
-    set("row_starts", view_of(step.starts, step.rows + 1));
-    set("row_first", view_of(step.first, step.rows));
-    set("adjust_divide", view_of(step.adjust_divide, step.adjustments));
-    set("adjust_add", view_of(step.adjust_add, step.adjustments));
-    set("page_table", View{const_cast<int32_t*>(step.pages), step.rows, step.pages_wide, 4 * step.pages_wide, Dtype::i32, 0});
+    set(row_starts_, view_of(step.starts, step.rows + 1));
+    set(row_first_, view_of(step.first, step.rows));
+    set(adjust_divide_, view_of(step.adjust_divide, step.adjustments));
+    set(adjust_add_, view_of(step.adjust_add, step.adjustments));
+    set(page_table_, View{const_cast<int32_t*>(step.pages), step.rows, step.pages_wide, 4 * step.pages_wide, Dtype::i32, 0});
     for (const Buffer& buffer : buffers_) slots_[buffer.slot]->rows = counts_[buffer.rows];
 }
 
@@ -364,6 +404,14 @@ void Program::give(const StepInput& step, const StepOutput& out) {
 }
 
 bool Program::launch(const StepInput& step, const StepOutput& out) {
+    const struct Turn {
+        std::atomic<bool>& busy;
+        explicit Turn(std::atomic<bool>& flag) : busy(flag) {
+            if (busy.exchange(true)) throw std::runtime_error("another thread's step is being computed");
+        }
+        ~Turn() { busy.store(false); }
+    } turn(busy_);
+    check(step);
     if (!place(step)) return false;
     report(step);
     show(step);

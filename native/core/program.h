@@ -1,10 +1,11 @@
 // A plan made ready to run: slots, calls over them, and all memory that a step needs, made once.
 //
-// A step is one call of `launch`. Every thread of the team walks through all calls with a barrier after each; nothing is
-// allocated, and nobody but them is waited for.
+// A step is one call of `launch`, and a program computes one at a time. Every thread of the team walks through all calls
+// with a barrier after each; nothing is allocated there, and nobody but them is waited for.
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -80,11 +81,11 @@ class Program {
     void sampled(int tokens, int logprobs) { tokens_ = tokens, logprobs_ = logprobs; }
 
     // Makes room for so many rows of each kind, a workspace, and what each prelude makes, in the order in which choices
-    // first asked for them. Whoever calls gives the memory of the logits, which others may keep.
+    // first asked for them. Whoever calls gives the memory of the logits. Where memory is short, all stays as it was.
     void reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes, char* logits);
     void poison();
 
-    // Computes a step; false if it has more rows of a kind than room was made for. `needed` then says how many.
+    // Computes a step, and throws if another is being computed or this one is none; false if it has more rows of a kind than room was made for. `needed` then says how many.
     bool launch(const StepInput& step, const StepOutput& out);
     const std::vector<int64_t>& needed() const { return counts_; }
 
@@ -135,7 +136,8 @@ class Program {
     static View view_of(const T* data, int64_t count);
 
     View* new_slot();
-    int number_of(const View* slot) const;
+    View** place_of(const std::string& name);
+    void check(const StepInput& step) const;
     bool place(const StepInput& step);
     void report(const StepInput& step);
     void show(const StepInput& step);
@@ -177,6 +179,9 @@ class Program {
     std::vector<float> given_values_, values_;
     std::vector<int64_t> likeliest_;
     int64_t most_ = 0;
+    View *row_starts_ = nullptr, *row_first_ = nullptr, *page_table_ = nullptr, *adjust_divide_ = nullptr,
+         *adjust_add_ = nullptr;
+    std::atomic<bool> busy_{false};
     View flags_view_, rows_view_, given_view_, given_out_, likeliest_out_, values_out_;
     Memory report_room_;
 };
