@@ -87,10 +87,10 @@ def test_workspaces_grow_with_threads_so_the_number_matters() -> None:
 def test_engines_with_other_numbers_of_threads_answer_as_they_do_alone(tmp_path: Path) -> None:
     prompt, asked = "def mean(values):\n" * 30, SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=1)
     options = {"tune": "off", "executor": "native", "max_batch": 4}
-    with LLM(ROOT / "models" / "tinygal-draft", threads=8, **options) as first:
-        with LLM(ROOT / "models" / "tinygal-draft", threads=1, **options) as second:
-            together = [llm.generate([prompt], asked)[0].outputs[0].token_ids for llm in (first, second, first)]
-    with LLM(ROOT / "models" / "tinygal-draft", threads=1, **options) as single:
+    model = ROOT / "models" / "tinygal-draft"
+    with LLM(model, threads=8, **options) as first, LLM(model, threads=1, **options) as second:
+        together = [llm.generate([prompt], asked)[0].outputs[0].token_ids for llm in (first, second, first)]
+    with LLM(model, threads=1, **options) as single:
         expected = single.generate([prompt], asked)[0].outputs[0].token_ids
     assert together == [expected] * 3
 
