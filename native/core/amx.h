@@ -125,6 +125,22 @@ inline void turn_codes(const Coded& coded, int64_t tiles, const Team& team) {
     }
 }
 
+// sums[r] + what each group's zeros take off, times the group's scale, added to totals[r].
+ALLOTROPE_INLINE void add_group(const int32_t* sums, const Groups& groups, int64_t panel, int64_t g, const int32_t* offsets,
+                                W (&totals)[kTileRows]) {
+    const W scale = groups.scale(panel, g);
+    if (groups.zeros == nullptr) {
+        ALLOTROPE_UNROLL(r, kTileRows) totals[r] = fused(to_wide(load_whole(sums + r * kPanel)), scale, totals[r]);
+        return;
+    }
+    const N zero = groups.zero(panel, g);
+    ALLOTROPE_UNROLL(r, kTileRows) {
+        N sum = load_whole(sums + r * kPanel);
+        ALLOTROPE_PARTS(p) sum.at[p] += zero.at[p] * offsets[r];
+        totals[r] = fused(to_wide(sum), scale, totals[r]);
+    }
+}
+
 // Two tiles of rows from `t` on with two panels from `panel` on; of what is beyond the last there is nothing to finish.
 template <class Form, bool kGrouped>
 void finish_tiles(const Product& product, const Coded& coded, int64_t t, int64_t first, int64_t rows, int64_t panel,
@@ -134,35 +150,28 @@ void finish_tiles(const Product& product, const Coded& coded, int64_t t, int64_t
     const int8_t* const x[2] = {coded.tile(t, kTileRows), coded.tile(next, kTileRows)};
     TileSums sums;
     W totals[2][2][kTileRows];
-    const auto each = [&](auto body) {
-        for (int64_t i = 0; i <= next - t; ++i)
-            for (int64_t j = 0; j < panels; ++j)
-                for (int64_t r = 0; r < kTileRows && (t + i) * kTileRows + r < rows; ++r) body(i, j, r);
-    };
     if (!kGrouped) {
         multiply_tiles(x, weights, coded.inputs / kTileInputs, sums);
-        each([&](int64_t i, int64_t j, int64_t r) { totals[i][j][r] = to_wide(load_whole(sums[i][j] + r * kPanel)); });
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 2; ++j)
+                ALLOTROPE_UNROLL(r, kTileRows) totals[i][j][r] = to_wide(load_whole(sums[i][j] + r * kPanel));
     } else {
-        each([&](int64_t i, int64_t j, int64_t r) { totals[i][j][r] = W{}; });
+        std::memset(static_cast<void*>(totals), 0, sizeof totals);
         const int64_t blocks = groups.size / kTileInputs;
         for (int64_t g = 0; g < groups.count; ++g) {
             const int64_t at = g * blocks * kTileBytes;
             multiply_tiles({x[0] + at, x[1] + at}, {weights[0] + at, weights[1] + at}, blocks, sums);
-            each([&](int64_t i, int64_t j, int64_t r) {
-                N sum = load_whole(sums[i][j] + r * kPanel);
-                if (groups.zeros != nullptr) {
-                    const N zero = groups.zero(panel + j, g);
-                    const int32_t offset = coded.offsets(t + i, kTileRows)[g * kTileRows + r];
-                    ALLOTROPE_PARTS(p) sum.at[p] += zero.at[p] * offset;
-                }
-                totals[i][j][r] = fused(to_wide(sum), groups.scale(panel + j, g), totals[i][j][r]);
-            });
+            for (int64_t i = 0; i <= next - t; ++i)
+                for (int64_t j = 0; j < panels; ++j)
+                    add_group(sums[i][j], groups, panel + j, g, coded.offsets(t + i, kTileRows) + g * kTileRows,
+                              totals[i][j]);
         }
     }
-    each([&](int64_t i, int64_t j, int64_t r) {
-        const int64_t row = (t + i) * kTileRows + r;
-        product.finish(first + row, panel + j, totals[i][j][r], coded.scales[row]);
-    });
+    for (int64_t i = 0; i <= next - t; ++i)
+        for (int64_t j = 0; j < panels; ++j) {
+            const int64_t row = (t + i) * kTileRows, count = rows - row < kTileRows ? rows - row : kTileRows;
+            product.finish(first + row, count, panel + j, totals[i][j], 1, coded.scales + row);
+        }
 }
 
 template <class Form, bool kGrouped>

@@ -118,11 +118,9 @@ void tile_of_codes(const Product& product, const Coded& coded, int64_t t, int64_
             x += pieces * kInputs * kRows;
         }
     }
-    ALLOTROPE_UNROLL(r, kRows) {
-        const int64_t row = t * kRows + r;
-        if (row >= rows) break;
-        ALLOTROPE_UNROLL(c, kPanels) product.finish(first + row, panel + c, totals[r][c], coded.scales[row]);
-    }
+    const int64_t row = t * kRows, count = rows - row < kRows ? rows - row : kRows;
+    ALLOTROPE_UNROLL(c, kPanels)
+    product.finish(first + row, count, panel + c, &totals[0][c], kPanels, coded.scales + row);
 }
 
 template <class Form, bool kGrouped, int kRows, int kPanels>

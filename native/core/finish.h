@@ -14,18 +14,30 @@ struct Finish {
     const float* scales = nullptr;  // one per output, filled up to whole panels
     Curve curve = Curve::none;
 
-    // `value` is row `row` of panel `panel`; `scale` is the row's own.
-    __attribute__((noinline)) void operator()(int64_t row, int64_t panel, const W& sum, float scale = 1.0f) const {
-        W value = sum;
+    // Rows [row, row + count) of panel `panel`: their sums lie `step` apart, and each has a scale of its own if there are
+    // any.
+    __attribute__((noinline)) void operator()(int64_t row, int64_t count, int64_t panel, const W* sums, int64_t step,
+                                              const float* row_scales = nullptr) const {
         const int64_t column = panel * kPanel;
-        if (scale != 1.0f) value = value * wide(scale);
-        if (scales != nullptr) value = value * load_wide(scales + column);
-        ALLOTROPE_PARTS(i) part(row, column + i * kLanes, value.at[i]);
+        const bool whole = column + kPanel <= out.width;
+        W by{};
+        if (scales != nullptr) by = load_wide(scales + column);
+        for (int64_t i = 0; i < count; ++i) {
+            W value = sums[i * step];
+            if (row_scales != nullptr) value = value * wide(row_scales[i]);
+            if (scales != nullptr) value = value * by;
+            if (whole)
+                ALLOTROPE_PARTS(p) part<true>(row + i, column + p * kLanes, value.at[p]);
+            else
+                ALLOTROPE_PARTS(p) part<false>(row + i, column + p * kLanes, value.at[p]);
+        }
     }
 
    private:
+    // `kWhole`: there are outputs for all lanes.
+    template <bool kWhole>
     ALLOTROPE_INLINE void part(int64_t row, int64_t column, F value) const {
-        const int64_t left = out.width - column;
+        const int64_t left = kWhole ? kLanes : out.width - column;
         if (left <= 0) return;
         float* to = out.row<float>(row) + column;
         const auto get = [&](const float* from) { return left < kLanes ? load_some(from, left) : load(from); };

@@ -71,10 +71,8 @@ void tile_of_few(const Product& product, const float* x, int64_t inputs, int64_t
     W totals[kRows][kPanels] = {};
     tile<Reader, kGrouped, kRows, kPanels>(product.weights + panel * product.stride, product.stride, x, 0, 0, inputs,
                                            product.groups, panel, totals);
-    ALLOTROPE_UNROLL(r, kRows) {
-        if (r >= product.finish.out.rows) break;
-        ALLOTROPE_UNROLL(c, kPanels) product.finish(r, panel + c, totals[r][c]);
-    }
+    const int64_t rows = product.finish.out.rows < kRows ? product.finish.out.rows : kRows;
+    ALLOTROPE_UNROLL(c, kPanels) product.finish(0, rows, panel + c, &totals[0][c], kPanels);
 }
 
 // Rows up to which each tile widens weights for itself. Decoding codes is more work than reading what was decoded.
@@ -163,10 +161,11 @@ void strip_of_many(const Chunk& chunk, int64_t panel, int64_t count) {
     }
     for (int64_t c = 0; c < count; ++c) {
         const int64_t pair = c / kBroad * kBroad, broad = count - pair < kBroad ? 1 : kBroad;
-        for (int64_t r = 0; r < chunk.rows; ++r)
-            chunk.product->finish(chunk.first + r, panel + c,
-                                  chunk.totals[pair / kBroad * size + (r / kTall) * kTall * kBroad +
-                                               (r % kTall) * broad + (c - pair)]);
+        for (int64_t t = 0; t < chunk.tiles(); ++t) {
+            const int64_t left = chunk.rows - t * kTall;
+            chunk.product->finish(chunk.first + t * kTall, left < kTall ? left : kTall, panel + c,
+                                  chunk.totals + pair / kBroad * size + t * kTall * kBroad + (c - pair), broad);
+        }
     }
 }
 
