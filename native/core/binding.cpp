@@ -132,6 +132,8 @@ NB_MODULE(_core, module) {
             for (const Entry* entry = *table; entry->name != nullptr; ++entry) found.emplace_back(entry->name);
         return found;
     });
+    module.def("workspace", [](const std::string& isa, const std::string& kernel, const std::vector<int64_t>& sizes,
+                               int threads) { return workspace_of(isa_named(isa), kernel, sizes, threads); });
     module.def("run", run);
     nb::class_<Series>(module, "Series")
         .def("__init__", make_series)
