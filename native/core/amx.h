@@ -31,7 +31,8 @@ class TileRegisters {
             sizes.bytes[i] = kTileInputs;
             sizes.rows[i] = kTileRows;
         }
-        _tile_loadconfig(&sizes);
+        // Not _tile_loadconfig: compilers that take it to read one word leave out the stores of the others.
+        asm volatile("ldtilecfg %0" ::"m"(sizes));
     }
     ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
@@ -45,6 +46,7 @@ ALLOTROPE_INLINE void multiply_tiles(const int8_t* const (&x)[2], const char* co
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+    asm volatile("" ::: "memory");  // nor do all know that _tile_loadd reads memory: what was written before is there now
     for (int64_t at = 0; at < blocks * kTileBytes; at += kTileBytes) {
         _tile_loadd(4, x[0] + at, kTileInputs);
         _tile_loadd(5, x[1] + at, kTileInputs);
