@@ -20,6 +20,7 @@ from allotrope.ops import check, poison, registry
 from allotrope.ops.contract import Problem
 from allotrope.ops.linear_codes import PER_BYTE
 from allotrope.ops.linear_codes.grouped import _added
+from allotrope.ops.native import NativeTactic
 from allotrope.ops.packing import PACKINGS
 from allotrope.ops.tactic import Tactic
 
@@ -68,6 +69,11 @@ WIDE = [
     wide("linear_stored", 1, 260, 70, "bias", store="fp16"),
     wide("linear_stored", 20, 77, 33, store="fp16"),
     wide("linear_stored", 5, 129, 64, store="bf16"),
+    # As many rows as fill no whole number of some instruction set's tallest tiles, and inputs enough for that to show.
+    wide("linear", 11, 4096, 16),
+    wide("linear", 24, 4099, 17, "bias"),
+    wide("linear", 36, 4096, 33),
+    wide("linear_stored", 24, 4096, 16, store="fp16"),
 ]
 CODED = [
     coded("int8", 1, 1000, 64, None, "none", "bias"),
@@ -79,6 +85,9 @@ CODED = [
     coded("int4", 3, 522, 20, None, "none"),
     coded("int4", 2, 522, 20, None, "none", "zeros"),
     coded("fp8", 6, 301, 33, None, "none", "bias"),
+    coded("int8", 11, 4099, 17, None, "none"),
+    coded("int4", 24, 4096, 16, 32, "none", "zeros"),
+    coded("int4", 36, 4096, 33, 128, "none"),
 ]
 EIGHT = [
     coded("int8", 1, 1000, 64, None, "int8", "bias"),
@@ -91,6 +100,9 @@ EIGHT = [
     coded("int4", 26, 768, 150, 128, "int8", "zeros"),
     coded("int4", 3, 522, 20, None, "int8"),
     coded("int4", 2, 522, 20, None, "int8", "zeros", "bias"),
+    coded("int8", 11, 4099, 17, None, "int8"),
+    coded("int4", 24, 4096, 16, 32, "int8", "zeros"),
+    coded("int4", 36, 4096, 33, 128, "int8"),
 ]
 
 
@@ -126,6 +138,18 @@ def test_a_row_keeps_its_bits_in_any_company(posed: Problem, isa: str) -> None:
     [tactic] = able(posed)
     most = 512 if isa == ISAS[-1] else 64
     assert check.check_rows(tactic, posed, CPU, most=most) is None
+
+
+@pytest.mark.parametrize("posed", [WIDE[0], WIDE[-1], CODED[-1], EIGHT[-3], EIGHT[-1]], ids=Problem.key)
+def test_a_workspace_serves_fewer_rows_and_threads_as_well(posed: Problem, isa: str) -> None:
+    """An engine is opened for its largest step; the core says then what that takes by its instruction set."""
+    [tactic] = able(posed)
+    assert isinstance(tactic, NativeTactic)
+    for threads in (1, 2, 5):
+        rooms = [tactic.scratch(replace(posed, axes={**posed.axes, "rows": rows}), threads) for rows in range(1, 500)]
+        fewer = [tactic.scratch(replace(posed, axes={**posed.axes, "rows": rows}), 1) for rows in range(1, 500)]
+        assert rooms == sorted(rooms)
+        assert all(one <= more for one, more in zip(fewer, rooms, strict=True))
 
 
 def outcome(tactic: Tactic, posed: Problem) -> torch.Tensor:

@@ -39,10 +39,6 @@ def _anywhere(problem: Problem) -> None:
     """Nothing hinders it."""
 
 
-def _nothing(problem: Problem, threads: int) -> int:
-    return 0
-
-
 def _none(params: Mapping[str, Scalar]) -> Sequence[float]:
     return ()
 
@@ -65,7 +61,8 @@ class Prelude:
 class NativeTactic:
     """A `Tactic` whose work one kernel does, in fp32. Its bits are each row's own, for any number of threads.
 
-    `classed`: the row class, if it is not its own name. `scratch(problem, threads)` are the bytes that it needs.
+    `classed`: the row class, if it is not its own name. `sizes(problem)`: what its scratch memory depends on, as the
+    kernel's `Sizing` reads it; None if it needs none.
     """
 
     op: str
@@ -74,7 +71,7 @@ class NativeTactic:
     numbers: Callable[[Mapping[str, Scalar]], Sequence[float]] = _none  # its parameters as the kernel reads them
     weights: Mapping[str, str] = field(default_factory=dict)  # weight operand → packing
     refuses: Callable[[Problem], str | None] = _anywhere
-    scratch: Callable[[Problem, int], int] = _nothing
+    sizes: Callable[[Problem], Sequence[int]] | None = None
     prelude: Prelude | None = None
     classed: str | None = None
     version: int = 1
@@ -96,6 +93,13 @@ class NativeTactic:
     def row_class(self, problem: Problem, device: Device) -> str | None:
         """Work is split by rows, columns and heads, never within a sum."""
         return self.classed or self.name
+
+    def scratch(self, problem: Problem, threads: int) -> int:
+        """Bytes that the kernel needs on so many threads: the core's word, for the instruction set in use."""
+        if self.sizes is None:
+            return 0
+        found = native.find()
+        return int(found.core.workspace(found.isa, self.kernel, list(self.sizes(problem)), threads))
 
     def workspace(self, problem: Problem, device: Device) -> int:
         """The kernel's scratch memory and, for a call by itself, what its prelude makes."""
@@ -133,7 +137,7 @@ class NativeTactic:
         self, out: Mapping[str, Array], params: Mapping[str, Scalar], workspace: Array | None
     ) -> tuple[Any, ...]:
         """Prelude, outputs, numbers, the kernel's place and the prelude's, threads."""
-        if workspace is None and self.scratch is not _nothing:
+        if workspace is None and self.sizes is not None:
             raise TypeError(f"{self.name} of {self.op} needs its workspace")  # the kernel would write to address 0
         made, prelude = [describe(out[name]) for name in operands(self.op)[1]], ""
         shared = place = 0 if workspace is None else describe(workspace)[0]

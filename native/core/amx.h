@@ -4,7 +4,7 @@
 // time for all rows of a chunk. Activations lie as [tile of rows][inputs/64][16 rows][64]. Sums are integers and what
 // follows is codes.h's, so a row's bits are those that dot products of bytes give.
 //
-// Workspace: [ codes ][ −Σ codes per group ][ scales of rows ] and per thread two panels as bytes.
+// Workspace: a `CodedRoom`, and per thread two panels as bytes.
 
 #pragma once
 
@@ -31,7 +31,8 @@ class TileRegisters {
             sizes.bytes[i] = kTileInputs;
             sizes.rows[i] = kTileRows;
         }
-        _tile_loadconfig(&sizes);
+        // Not _tile_loadconfig: compilers that take it to read one word leave out the stores of the others.
+        asm volatile("ldtilecfg %0" ::"m"(sizes));
     }
     ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
@@ -45,6 +46,7 @@ ALLOTROPE_INLINE void multiply_tiles(const int8_t* const (&x)[2], const char* co
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+    asm volatile("" ::: "memory");  // nor do all know that _tile_loadd reads memory: what was written before is there now
     for (int64_t at = 0; at < blocks * kTileBytes; at += kTileBytes) {
         _tile_loadd(4, x[0] + at, kTileInputs);
         _tile_loadd(5, x[1] + at, kTileInputs);
@@ -178,13 +180,10 @@ template <class Form, bool kGrouped>
 void multiply_in_tiles(const Product& product, Team& team) {
     const int64_t rows = product.finish.out.rows, chunk_rows = chunk_of(rows, kTileRows);
     const int64_t inputs = up(product.x.width, kTileInputs), filled = up(product.x.width, 4 * Form::kQuads);
-    const int64_t size = kGrouped ? product.groups.size : kStretch, stretches = (product.x.width + size - 1) / size;
-    char* at = product.workspace;
-    Coded coded{reinterpret_cast<int8_t*>(at), nullptr, nullptr, inputs, size, stretches};
-    coded.sums = reinterpret_cast<int32_t*>(at += up(chunk_rows * inputs, 64));
-    coded.scales = reinterpret_cast<float*>(at += up(chunk_rows * stretches * 4, 64));
-    at += up(chunk_rows * 4, 64);
-    char* const room[2] = {at + team.index * 2 * inputs * kPanel, at + (team.index * 2 + 1) * inputs * kPanel};
+    const Coded coded = coded_at(product, chunk_rows, inputs, kGrouped, 0);
+    char* const panels_at = product.workspace + CodedRoom(chunk_rows, inputs, coded.stretches).bytes();
+    char* const room[2] = {panels_at + team.index * 2 * inputs * kPanel,
+                           panels_at + (team.index * 2 + 1) * inputs * kPanel};
     const Share mine(product.panels(), team, 2);
     const TileRegisters registers;
     for (int64_t first = 0; first < rows; first += chunk_rows) {
@@ -207,6 +206,13 @@ void multiply_in_tiles(const Product& product, Team& team) {
                 finish_tiles<Form, kGrouped>(product, coded, t, first, here, panel, panels, {weights[0], weights[1]});
         }
     }
+}
+
+// `Sizing` of these products, by rows, inputs and groups.
+inline int64_t tiles_workspace(const int64_t* sizes, int threads) {
+    const int64_t inputs = up(sizes[1], kTileInputs);
+    const CodedRoom room(longest_chunk(sizes[0], kTileRows), inputs, most_stretches(sizes[1], sizes[2]));
+    return sizes[0] < kManyRows ? 0 : room.bytes() + threads * 2 * inputs * kPanel;
 }
 
 }  // namespace allotrope::ALLOTROPE_ISA

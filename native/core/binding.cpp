@@ -134,6 +134,8 @@ NB_MODULE(_core, module) {
         return found;
     });
     module.def("team_of", team_of);
+    module.def("workspace", [](const std::string& isa, const std::string& kernel, const std::vector<int64_t>& sizes,
+                               int threads) { return workspace_of(isa_named(isa), kernel, sizes, threads); });
     module.def("run", run);
     nb::class_<Series>(module, "Series")
         .def("__init__", make_series)

@@ -3,7 +3,7 @@
 // With a scale per output: the sum as fp32 · the row's scale · the output's. In groups: each group's sum as fp32 times the
 // group's scale, added up in order, one fused multiplication and addition each; then times the row's scale.
 //
-// Workspace: [ codes ][ −Σ codes per group ][ scales of rows ], one for all threads, or for few rows one for each.
+// Workspace: a `CodedRoom` for all threads, or for few rows one for each.
 
 #pragma once
 
@@ -29,14 +29,23 @@ struct Coded {
     ALLOTROPE_INLINE int32_t* offsets(int64_t t, int64_t height) const { return sums + t * height * stretches; }
 };
 
-template <class Form>
-ALLOTROPE_INLINE Coded coded_at(const Product& product, int64_t rows, bool grouped, int64_t place) {
-    const int64_t inputs = up(product.x.width, 4 * Form::kQuads), size = grouped ? product.groups.size : kStretch;
-    const int64_t stretches = (product.x.width + size - 1) / size;
-    const int64_t codes = up(rows * inputs, 64), sums = up(rows * stretches * 4, 64), scales = up(rows * 4, 64);
-    char* at = product.workspace + place * (codes + sums + scales);
-    return {reinterpret_cast<int8_t*>(at), reinterpret_cast<int32_t*>(at + codes),
-            reinterpret_cast<float*>(at + codes + sums), inputs, size, stretches};
+// How encoded rows lie, in bytes: [ codes ][ −Σ codes per stretch ][ scales of rows ].
+struct CodedRoom {
+    int64_t codes, sums, scales;
+
+    ALLOTROPE_INLINE CodedRoom(int64_t rows, int64_t inputs, int64_t stretches)
+        : codes(up(rows * inputs, 64)), sums(up(rows * stretches * 4, 64)), scales(up(rows * 4, 64)) {}
+
+    ALLOTROPE_INLINE int64_t bytes() const { return codes + sums + scales; }
+};
+
+// The `place`th of such rooms. `inputs` are those of x, filled up.
+ALLOTROPE_INLINE Coded coded_at(const Product& product, int64_t rows, int64_t inputs, bool grouped, int64_t place) {
+    const int64_t size = grouped ? product.groups.size : kStretch, stretches = (product.x.width + size - 1) / size;
+    const CodedRoom room(rows, inputs, stretches);
+    char* at = product.workspace + place * room.bytes();
+    return {reinterpret_cast<int8_t*>(at), reinterpret_cast<int32_t*>(at + room.codes),
+            reinterpret_cast<float*>(at + room.codes + room.sums), inputs, size, stretches};
 }
 
 // A share of the rows [first, first + rows) in tiles of kRows: tile after tile, some inputs at a time. What is beyond them
@@ -145,13 +154,30 @@ void multiply_codes(const Product& product, Team& team) {
         with_height<kTop>(here, [&](auto height) {
             constexpr int kRows = height.value, kPanels = kRows <= 4 ? 1 : kBroad;
             const int64_t tiles = (here + kRows - 1) / kRows;
-            const Coded coded = coded_at<Form>(product, tiles * kRows, kGrouped, rows <= kAlone ? team.index : 0);
+            const Coded coded = coded_at(product, tiles * kRows, up(product.x.width, 4 * Form::kQuads), kGrouped,
+                                         rows <= kAlone ? team.index : 0);
             if (first) team.barrier();
             encode_tiles<Form, kRows>(product, first, here, coded, rows <= kAlone ? Team{} : team);
             if (rows > kAlone) team.barrier();
             panels_of_codes<Form, kGrouped, kRows, kPanels>(product, coded, first, here, mine);
         });
     }
+}
+
+// Sums of a row at the most: a group's, or where all inputs are one, a stretch's.
+ALLOTROPE_INLINE int64_t most_stretches(int64_t inputs, int64_t groups) {
+    return groups > 1 ? groups : (inputs + kStretch - 1) / kStretch;
+}
+
+// `Sizing` of these products, by rows, inputs and groups. Rows filled up to kTall and kTallGroups hold the lower tiles, too.
+template <class Form>
+int64_t codes_workspace(const int64_t* sizes, int threads) {
+    const int64_t rows = sizes[0], inputs = up(sizes[1], 4 * Form::kQuads);
+    const auto bytes = [&](int64_t of) {
+        return CodedRoom(up(longest_chunk(of, kTall), kTallGroups), inputs, most_stretches(sizes[1], sizes[2])).bytes();
+    };
+    const int64_t alone = threads * bytes(rows < kAlone ? rows : kAlone), together = bytes(rows);
+    return rows > kAlone && together > alone ? together : alone;
 }
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -9,6 +9,7 @@
 #endif
 
 #include <cstring>
+#include <stdexcept>
 
 #include "tables.h"  // generated: kCompiled, the tables of every instruction set
 
@@ -75,11 +76,26 @@ const std::vector<Isa>& isas() {
     return found;
 }
 
-Kernel find_kernel(const Isa& isa, const std::string& name) {
+namespace {
+
+const Entry* find_entry(const Isa& isa, const std::string& name) {
     for (const Entry* const* table = isa.tables; *table != nullptr; ++table)
         for (const Entry* entry = *table; entry->name != nullptr; ++entry)
-            if (name == entry->name) return entry->kernel;
+            if (name == entry->name) return entry;
     return nullptr;
+}
+
+}  // namespace
+
+Kernel find_kernel(const Isa& isa, const std::string& name) {
+    const Entry* found = find_entry(isa, name);
+    return found == nullptr ? nullptr : found->kernel;
+}
+
+int64_t workspace_of(const Isa& isa, const std::string& kernel, const std::vector<int64_t>& sizes, int threads) {
+    const Entry* found = find_entry(isa, kernel);
+    if (found == nullptr) throw std::invalid_argument("no kernel is named " + kernel);
+    return found->workspace == nullptr ? 0 : found->workspace(sizes.data(), threads);
 }
 
 }  // namespace allotrope

@@ -21,4 +21,7 @@ const std::vector<Isa>& isas();
 // The kernel of that name for the instruction set; null if there is none.
 Kernel find_kernel(const Isa& isa, const std::string& name);
 
+// The bytes of workspace that this kernel needs; see `Sizing`.
+int64_t workspace_of(const Isa& isa, const std::string& kernel, const std::vector<int64_t>& sizes, int threads);
+
 }  // namespace allotrope

@@ -52,7 +52,7 @@ struct Args {
     const View* const* ins = nullptr;
     const View* const* outs = nullptr;
     const double* params = nullptr;
-    char* workspace = nullptr;      // 64-byte aligned, as large as the tactic's `workspace` said
+    char* workspace = nullptr;      // 64-byte aligned, as large as the kernel's `Sizing` said
     const void* shared = nullptr;   // what the tactic's prelude made for the whole step
 
     ALLOTROPE_INLINE const View& in(int index) const { return *ins[index]; }
@@ -63,9 +63,14 @@ struct Args {
 
 using Kernel = void (*)(const Args&, Team&);
 
+// The bytes of workspace that serve a kernel on so many threads or fewer. `sizes` are the numbers that the tactic's
+// `sizes` gives, in that order; where rows are among them, these bytes serve fewer rows as well.
+using Sizing = int64_t (*)(const int64_t* sizes, int threads);
+
 struct Entry {
     const char* name;
     Kernel kernel;
+    Sizing workspace = nullptr;  // null: it needs none
 };
 
 // A thread's part of `count` things, in multiples of `unit`: as even as can be, the same whoever asks.

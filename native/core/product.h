@@ -4,7 +4,7 @@
 // rows go in chunks: activations lie in tiles, [tile][inputs][rows], for everyone; a thread takes some panels, a block of
 // inputs at a time, widens that block and meets all tiles with it while it lies in the nearest cache.
 //
-// Workspace: [ the chunk's activations ] and per thread [ totals ][ a widened block ].
+// Workspace: [ activations in tiles ] and for many rows per thread [ a widened block ][ totals ].
 
 #pragma once
 
@@ -32,12 +32,6 @@ ALLOTROPE_INLINE void with_height(int64_t rows, Body body) {
     return body(Rows<kTop>{});
 }
 
-ALLOTROPE_INLINE int64_t height_of(int64_t rows) {
-    int64_t height = 0;
-    with_height(rows, [&](auto rows_of) { height = rows_of.value; });
-    return height;
-}
-
 ALLOTROPE_INLINE int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Rows of a chunk: as even as can be, in whole tiles.
@@ -45,6 +39,19 @@ ALLOTROPE_INLINE int64_t chunk_of(int64_t rows, int64_t tall) {
     const int64_t chunks = (rows + kChunk - 1) / kChunk;
     return up((rows + chunks - 1) / chunks, tall);
 }
+
+// The longest chunk of any number of rows up to `rows`: those of a little more than kChunk are shorter.
+ALLOTROPE_INLINE int64_t longest_chunk(int64_t rows, int64_t tall) { return up(rows < kChunk ? rows : kChunk, tall); }
+
+// How what a product keeps lies in its workspace, in floats.
+struct ProductRoom {
+    int64_t tiles, block, own;  // what a thread has to itself: a widened block, then totals
+
+    ALLOTROPE_INLINE ProductRoom(int64_t chunk_rows, int64_t inputs)
+        : tiles(up(chunk_rows * inputs, kPanel)),
+          block(kBroad * kBlock * kPanel),
+          own(block + kStrip * kBroad * chunk_rows * kPanel) {}
+};
 
 struct Product {
     View x;
@@ -173,13 +180,13 @@ template <class Reader, bool kGrouped>
 void product_of_many(const Product& product, Team& team) {
     const int64_t rows = product.finish.out.rows, inputs = up(product.x.width, Reader::kInputs);
     const int64_t chunk_rows = chunk_of(rows, kTall);
+    const ProductRoom room(chunk_rows, inputs);
     auto* x = reinterpret_cast<float*>(product.workspace);
-    const int64_t own = (kStrip * kBroad * chunk_rows + kBroad * kBlock) * kPanel;  // floats
-    float* mine_at = x + up(chunk_rows * inputs, kPanel) + team.index * own;
+    float* mine_at = x + room.tiles + team.index * room.own;
     const Share mine(product.panels(), team);
     for (int64_t first = 0; first < rows; first += chunk_rows) {
         Chunk chunk{&product, x, first, rows - first < chunk_rows ? rows - first : chunk_rows, inputs,
-                    reinterpret_cast<W*>(mine_at + kBroad * kBlock * kPanel), mine_at};
+                    reinterpret_cast<W*>(mine_at + room.block), mine_at};
         if (first) team.barrier();
         const Share tiles(chunk.tiles(), team);
         for (int64_t t = tiles.begin; t < tiles.end; ++t)
@@ -198,6 +205,14 @@ void multiply(const Product& product, Team& team) {
         product_of_few<Reader, kGrouped>(product, team);
     else
         product_of_many<Reader, kGrouped>(product, team);
+}
+
+// `Sizing` of these products, by rows and inputs. A tile of few rows is no taller than kTall.
+template <class Reader>
+int64_t product_workspace(const int64_t* sizes, int threads) {
+    const int64_t rows = sizes[0], inputs = up(sizes[1], Reader::kInputs);
+    const ProductRoom room(longest_chunk(rows, kTall), inputs);
+    return 4 * (room.tiles + (rows > kFew<Reader> ? threads * room.own : 0));
 }
 
 }  // namespace allotrope::ALLOTROPE_ISA

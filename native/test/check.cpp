@@ -33,7 +33,8 @@ struct Call {
     uint32_t ins;
     std::vector<Operand> operands;
     std::vector<Block> blocks;
-    std::vector<int64_t> rooms;  // by team, then what the prelude makes
+    std::vector<int64_t> sizes;  // that the kernel's workspace depends on
+    int64_t shared;              // bytes that the prelude makes
 };
 
 Call read_call(File& file) {
@@ -51,7 +52,8 @@ Call read_call(File& file) {
         block.before = file.text(size);
         if (written) block.after = file.text(size);
     }
-    found.rooms = file.some<int64_t>();
+    found.sizes = file.some<int64_t>();
+    found.shared = file.one<int64_t>();
     return found;
 }
 
@@ -83,8 +85,8 @@ std::vector<std::string> made(const Call& call, const Isa& isa, size_t team) {
     }
     std::vector<const View*> places;
     for (const View& view : views) places.push_back(&view);
-    const Bytes room = memory(static_cast<size_t>(call.rooms.at(team)));
-    const Bytes shared = memory(static_cast<size_t>(call.rooms.back()));
+    const Bytes room = memory(static_cast<size_t>(workspace_of(isa, call.kernel, call.sizes, kTeams[team])));
+    const Bytes shared = memory(static_cast<size_t>(call.shared));
     Job job{};
     job.kernel = find_kernel(isa, call.kernel);
     job.prelude = call.prelude.empty() ? nullptr : find_kernel(isa, call.prelude);

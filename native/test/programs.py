@@ -52,6 +52,10 @@ class Recorder:
         self._last = Recorded(self, self._core.Program(isa, threads, page_size), self._file)
         return self._last
 
+    def workspace(self, _: str, kernel: str, sizes: Any, threads: int) -> int:
+        """What every instruction set can do with: each makes the program again."""
+        return max(int(self._core.workspace(isa, kernel, sizes, threads)) for isa, _ in self._core.isas())
+
     def end(self) -> None:
         """The last program takes no more steps."""
         if self._last is not None:

@@ -26,6 +26,8 @@ constexpr int64_t kKeys = 128;
 constexpr int64_t kTile = 32;
 constexpr float kLeast = -1e30f;  // stands for the largest of no finite scores: e^(−inf − kLeast) is 0 and not NaN
 
+inline int64_t padded_to_lanes(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+
 struct Shape {
     int64_t heads, kv_heads, head_dim, group, padded, window, form, scales;
     float scale;
@@ -35,7 +37,7 @@ struct Shape {
           kv_heads(args.whole(1)),
           head_dim(args.whole(2)),
           group(heads / kv_heads),
-          padded((head_dim + kLanes - 1) / kLanes * kLanes),
+          padded(padded_to_lanes(head_dim)),
           window(args.whole(4)),
           form(args.whole(5)),
           scales(scales_at(kv_heads, head_dim)),
@@ -48,7 +50,7 @@ struct Part {
     float& top() { return at[0]; }
     float& total() { return at[1]; }
     float* values() { return at + kLanes; }
-    static int64_t size(const Shape& shape) { return kLanes + shape.padded; }
+    static int64_t size(int64_t padded) { return kLanes + padded; }
 };
 
 // A thread's memory for one tile.
@@ -60,14 +62,12 @@ struct Scratch {
     const char* keys[kKeys];
     const char* values[kKeys];
 
-    static int64_t size(const Shape& shape) {
-        return kTile * (shape.padded + kKeys + 2 * Part::size(shape));
-    }
+    static int64_t size(int64_t padded) { return kTile * (padded + kKeys + 2 * Part::size(padded)); }
     Scratch(float* at, const Shape& shape) {
         queries = at;
         scores = queries + kTile * shape.padded;
         state = scores + kTile * kKeys;
-        parts = state + kTile * Part::size(shape);
+        parts = state + kTile * Part::size(shape.padded);
     }
 };
 
@@ -189,7 +189,7 @@ void weigh(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t
     constexpr int kVectors = kCount <= 2 ? 4 : kLanes == 16 ? 2 : 1;
     if (begin >= end) return;
     const float* weights = scratch.scores + query * kKeys;
-    const int64_t first = tile.kv_head * shape.head_dim, step = Part::size(shape);
+    const int64_t first = tile.kv_head * shape.head_dim, step = Part::size(shape.padded);
     float* values = parts + kLanes;
     int64_t at = 0;
     for (; at + kVectors * kLanes <= shape.head_dim; at += kVectors * kLanes)
@@ -227,7 +227,7 @@ void soften(float* scores, int64_t begin, int64_t end, Part part) {
 
 void merge(Part into, Part from, const Shape& shape, bool first) {
     if (first) {
-        std::memcpy(into.at, from.at, 4 * Part::size(shape));
+        std::memcpy(into.at, from.at, 4 * Part::size(shape.padded));
         return;
     }
     const float top = from.top() > into.top() ? from.top() : into.top();
@@ -240,7 +240,7 @@ void merge(Part into, Part from, const Shape& shape, bool first) {
 
 template <int kForm, int kCount>
 void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_t split, int64_t query, float* parts) {
-    const int64_t base = split * kKeys, step = Part::size(shape);
+    const int64_t base = split * kKeys, step = Part::size(shape.padded);
     int64_t begins[kCount], ends[kCount], lowest = kKeys, highest = 0, joint_begin = 0, joint_end = kKeys;
     for (int i = 0; i < kCount; ++i) {
         begins[i] = larger(tile.begin(query + i, shape) - base, 0);
@@ -285,7 +285,7 @@ void one_split(Scratch& scratch, const Shape& shape, const Tile& tile, const Arg
             scratch.values[key] = v.row<char>(slot);
         }
     }
-    const int64_t step = Part::size(shape);
+    const int64_t step = Part::size(shape.padded);
     int64_t query = 0;
     for (; query + 8 <= tile.count(); query += 8)
         some_queries<kForm, 8>(scratch, shape, tile, split, query, parts + query * step);
@@ -338,9 +338,9 @@ void for_tiles(const Args& args, const Shape& shape, Body body) {
 void attention(const Args& args, Team& team) {
     const Shape shape(args);
     const View &q = args.in(0), &out = args.out(0);
-    const int64_t step = Part::size(shape);
+    const int64_t step = Part::size(shape.padded);
     float* room = reinterpret_cast<float*>(args.workspace);
-    Scratch scratch(room + team.index * Scratch::size(shape), shape);
+    Scratch scratch(room + team.index * Scratch::size(shape.padded), shape);
     int64_t tiles = 0, splits = 0;
     for_tiles(args, shape, [&](int64_t, const Tile& tile) {
         ++tiles;
@@ -368,7 +368,7 @@ void attention(const Args& args, Team& team) {
         return;
     }
     // Few tiles, long contexts: [ scratch of each thread ][ parts: tile by tile, split by split, query by query ]
-    float* shared = room + team.count * Scratch::size(shape);
+    float* shared = room + team.count * Scratch::size(shape.padded);
     int64_t item = 0;
     for_tiles(args, shape, [&](int64_t, const Tile& tile) {
         bool taken = false;
@@ -400,8 +400,15 @@ void attention(const Args& args, Team& team) {
     });
 }
 
+// `Sizing` by channels of a head and the longest context. Splits are shared where there are fewer tiles than two per thread.
+int64_t workspace(const int64_t* sizes, int threads) {
+    const int64_t padded = padded_to_lanes(sizes[0]), splits = sizes[1] / kKeys + 1;
+    const int64_t shared = threads > 1 ? (2 * threads - 1) * splits * kTile * Part::size(padded) : 0;
+    return 4 * (threads * Scratch::size(padded) + shared);
+}
+
 }  // namespace
 
-ALLOTROPE_KERNELS({"attention", attention})
+ALLOTROPE_KERNELS({"attention", attention, workspace})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -13,6 +13,6 @@ void linear(const Args& args, Team& team) { multiply<Fp32, false>(linear_product
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"linear", linear})
+ALLOTROPE_KERNELS({"linear", linear, product_workspace<Fp32>})
 
 }  // namespace allotrope::ALLOTROPE_ISA

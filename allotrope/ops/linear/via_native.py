@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from allotrope.ops.linear.native import PANELS, room
+from allotrope.ops.linear.native import PANELS, sizes
 from allotrope.ops.native import NativeTactic
 
-TACTICS = (NativeTactic("linear", "native", "linear", weights=PANELS, scratch=room),)
+TACTICS = (NativeTactic("linear", "native", "linear", weights=PANELS, sizes=sizes),)

@@ -15,6 +15,6 @@ void linear_activation(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"linear_activation", linear_activation})
+ALLOTROPE_KERNELS({"linear_activation", linear_activation, product_workspace<Fp32>})
 
 }  // namespace allotrope::ALLOTROPE_ISA

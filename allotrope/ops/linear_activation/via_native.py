@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from allotrope.ops.activation import FLOPS
 from allotrope.ops.contract import Problem, Scalar
-from allotrope.ops.linear.native import PANELS, room
+from allotrope.ops.linear.native import PANELS, sizes
 from allotrope.ops.native import NativeTactic
 
 
@@ -21,6 +21,6 @@ def _numbers(params: Mapping[str, Scalar]) -> tuple[float, ...]:
 
 TACTICS = (
     NativeTactic(
-        "linear_activation", "native", "linear_activation", _numbers, weights=PANELS, refuses=_unknown, scratch=room
+        "linear_activation", "native", "linear_activation", _numbers, weights=PANELS, refuses=_unknown, sizes=sizes
     ),
 )

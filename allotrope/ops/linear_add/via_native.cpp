@@ -15,6 +15,6 @@ void linear_add(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"linear_add", linear_add})
+ALLOTROPE_KERNELS({"linear_add", linear_add, product_workspace<Fp32>})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from allotrope.ops.linear.native import PANELS, room
+from allotrope.ops.linear.native import PANELS, sizes
 from allotrope.ops.native import NativeTactic
 
-TACTICS = (NativeTactic("linear_add", "native", "linear_add", weights=PANELS, scratch=room),)
+TACTICS = (NativeTactic("linear_add", "native", "linear_add", weights=PANELS, sizes=sizes),)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from allotrope.ops.contract import Problem
-from allotrope.ops.linear.native import coded_room, room
+from allotrope.ops.linear.native import coded_sizes, sizes
 from allotrope.ops.linear_codes.shape import activations, unfit
 from allotrope.ops.native import NativeTactic
 
@@ -52,7 +52,7 @@ def _wide(form: str) -> NativeTactic:
         f"codes_{form}",
         weights=_WEIGHTS,
         refuses=_refuses(form, "none"),
-        scratch=room,
+        sizes=sizes,
     )
 
 
@@ -63,7 +63,7 @@ def _coded(form: str) -> NativeTactic:
         f"codes_{form}_int8",
         weights=_WEIGHTS,
         refuses=_refuses(form, "int8"),
-        scratch=coded_room,
+        sizes=coded_sizes,
         classed="exact",
     )
 

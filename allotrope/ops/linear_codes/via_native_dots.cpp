@@ -22,6 +22,16 @@ void codes_times_codes(const Product& product, Team& team) {
     multiply_codes<Form, kGrouped>(product, team);
 }
 
+template <class Form>
+int64_t workspace(const int64_t* sizes, int threads) {
+    const int64_t found = codes_workspace<Form>(sizes, threads);
+#if defined(__AMX_INT8__) || defined(ALLOTROPE_PLAIN_TILES)
+    const int64_t in_tiles = tiles_workspace(sizes, threads);
+    if (in_tiles > found) return in_tiles;
+#endif
+    return found;
+}
+
 void int8(const Args& args, Team& team) {
     const bool grouped = in_groups(args);
     const Product product = codes_product(args, 4, grouped);
@@ -41,6 +51,6 @@ void int4(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"codes_int8_int8", int8}, {"codes_int4_int8", int4})
+ALLOTROPE_KERNELS({"codes_int8_int8", int8, workspace<Bytes>}, {"codes_int4_int8", int4, workspace<Nibbles<true>>})
 
 }  // namespace allotrope::ALLOTROPE_ISA

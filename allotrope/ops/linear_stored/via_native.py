@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from allotrope.ops.contract import Problem
-from allotrope.ops.linear.native import PANELS, room
+from allotrope.ops.linear.native import PANELS, sizes
 from allotrope.ops.linear_stored import STORES
 from allotrope.ops.native import NativeTactic
 
@@ -20,7 +20,7 @@ def _other(store: str) -> Callable[[Problem], str | None]:
 
 TACTICS = tuple(
     NativeTactic(
-        "linear_stored", f"native_{store}", f"linear_{store}", weights=PANELS, refuses=_other(store), scratch=room
+        "linear_stored", f"native_{store}", f"linear_{store}", weights=PANELS, refuses=_other(store), sizes=sizes
     )
     for store in STORES
 )

@@ -317,8 +317,11 @@ void sample(const Args& args, Team& team) {
     }
 }
 
+// `Sizing` by the vocabulary.
+int64_t workspace(const int64_t* sizes, int threads) { return threads * (Room::of_row(sizes[0]) + Room::of_thread(sizes[0])); }
+
 }  // namespace
 
-ALLOTROPE_KERNELS({"sample", sample})
+ALLOTROPE_KERNELS({"sample", sample, workspace})
 
 }  // namespace allotrope::ALLOTROPE_ISA

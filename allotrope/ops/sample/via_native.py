@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from allotrope.ops.contract import Problem
-from allotrope.ops.native import NativeTactic, aligned
+from allotrope.ops.native import NativeTactic
 from allotrope.ops.sample import ADJUSTMENTS
-
-_CHUNK, _RECORD, _BINS = 4096, 32, 2048  # as in via_native.cpp
 
 
 def _refuses(problem: Problem) -> str | None:
@@ -15,10 +13,8 @@ def _refuses(problem: Problem) -> str | None:
     return None
 
 
-def _scratch(problem: Problem, threads: int) -> int:
-    vocab = problem.axes["vocab"]
-    row = aligned(_RECORD * -(-vocab // _CHUNK)) + aligned(8 * vocab) + aligned(4 * vocab)
-    return threads * (row + 16 * _BINS + aligned(4 * vocab))
+def _sizes(problem: Problem) -> tuple[int, ...]:
+    return (problem.axes["vocab"],)
 
 
-TACTICS = (NativeTactic("sample", "native", "sample", refuses=_refuses, scratch=_scratch),)
+TACTICS = (NativeTactic("sample", "native", "sample", refuses=_refuses, sizes=_sizes),)
