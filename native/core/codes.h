@@ -128,8 +128,9 @@ void tile_of_codes(const Product& product, const Coded& coded, int64_t t, int64_
         }
     }
     const int64_t row = t * kRows, count = rows - row < kRows ? rows - row : kRows;
-    ALLOTROPE_UNROLL(c, kPanels)
-    product.finish(first + row, count, panel + c, &totals[0][c], kPanels, coded.scales + row);
+    W found[kPanels][kRows];  // what has an address is in no register
+    ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) found[c][r] = totals[r][c];
+    ALLOTROPE_UNROLL(c, kPanels) product.finish(first + row, count, panel + c, found[c], 1, coded.scales + row);
 }
 
 template <class Form, bool kGrouped, int kRows, int kPanels>
