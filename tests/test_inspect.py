@@ -137,10 +137,10 @@ def test_narrow_weights_and_caches_are_predicted(capsys: pytest.CaptureFixture[s
     found, text = inspect(capsys, "random:llama-7b", "--weights", "int4", "--keep", "*.down=int8", "--kv", "int8")
     block = 4 * 4096 * 4096 + 2 * 4096 * 11008
     codes = 32 * (block * 4.5 / 8 + 4096 * 11008 + 4 * 4096)
-    wide = 4 * (2 * 32000 * 4096 + (2 * 32 + 1) * 4096)  # embedding, head and norms, in fp32 on a CPU
+    table = 2 * 32000 * 4096  # the embedding, in the checkpoint's own 16 bits
+    wide = 4 * (32000 * 4096 + (2 * 32 + 1) * 4096) + table  # head and norms, in fp32 on a CPU
     assert found["bytes"]["weights"] == codes + wide
     assert found["bytes"]["kv_per_token"] == 32 * 2 * (4096 + 4 * 32)
-    table = 4 * 32000 * 4096
     assert found["predicted"][0]["bytes_read"] == codes + wide - table + 4 * 4096 + found["bytes"]["kv_per_token"]
     assert " GB as int4 in groups of 32; int8 per channel, the rest fp32" in text
     assert cli.main(["inspect", "random:llama-7b", "--weights", "fp16", "--keep", "*.q=int8"]) == 2

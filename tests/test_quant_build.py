@@ -41,6 +41,7 @@ ROUNDED: dict[str, dict[str, Any]] = {  # while it runs
     "fp8 activations": {"weights": "fp8", "activations": "fp8"},
     "int8 cache": {"kv": "int8"},
     "fp8 cache": {"kv": "fp8"},
+    "fp16 cache": {"kv": "fp16"},
 }
 PROMPTS = [[1, 2, 3], [7] * 9]
 MIXED = {  # of three blocks each in formats of its own, q, k and v of the last in three
@@ -135,6 +136,7 @@ def test_a_checkpoint_of_16_bits_kept_in_16_bits_loses_nothing(tmp_path: Path) -
     built = build(str(source), tmp_path / "engine", weights="bf16", **QUICK)
     total = built.manifest.evidence["quantisation"]["total"]
     assert total["noise"] == 0 and total["sqnr_db"] is None
+    assert built.manifest.plan.calls[0].op == "embed_stored"
     wide = build(str(source), tmp_path / "wide", **QUICK)
     assert torch.equal(logits(open_engine(tmp_path / "engine")), logits(open_engine(wide.path)))
 

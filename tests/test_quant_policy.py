@@ -17,7 +17,7 @@ from allotrope.errors import UsageError
 from allotrope.models.lower import lower
 from allotrope.models.recipe import Attention, Block, Mlp, Norm, Recipe
 from allotrope.quant.formats import Format, Store
-from allotrope.quant.policy import Policy, Wanted, policy
+from allotrope.quant.policy import Policy, Wanted, policy, with_tables
 from allotrope.quant.rewrite import rewrite
 from tests.narrow_kit import checkpoint
 
@@ -183,6 +183,30 @@ def test_a_tied_head_is_looked_up_as_it_is_stored(word: str, op: str, params: di
     shared = {slot for slot in first.ins.values() if slot.startswith("w:")}
     assert shared <= set(last.ins.values()) and (word == "fp16") == ("embed.weight" in found.weights)
     assert rewrite(wide, chosen(wide, weights="int8")).calls[0].op == "embed"
+
+
+@pytest.mark.parametrize(
+    ("tied", "dtype", "stored", "wanted", "op"),
+    [
+        (False, "fp32", "bf16", {"weights": "int8"}, "embed_stored"),
+        (False, "fp32", "fp16", {"weights": "bf16"}, "embed_stored"),  # its own, whatever the others have
+        (False, "fp32", "bf16", {"keep": ("head=int8",)}, "embed_stored"),
+        (False, "fp32", "fp32", {"weights": "int8"}, "embed"),  # nothing is rounded that was not asked for
+        (False, "fp32", "bf16", {"kv": "int8"}, "embed"),  # all weights are wide
+        (False, "bf16", "bf16", {"weights": "int8"}, "embed"),  # that is what is computed in
+        (True, "fp32", "bf16", {"weights": "int8"}, "embed"),  # the head reads it
+    ],
+)
+def test_an_embedding_of_its_own_keeps_the_checkpoints_bits(
+    tied: bool, dtype: str, stored: str, wanted: dict[str, Any], op: str
+) -> None:
+    wide = plan(tied=tied, dtype=dtype)
+    found = with_tables(chosen(wide, **wanted), wide, lambda slot: stored)
+    after = rewrite(wide, found)
+    assert after.calls[0].op == op
+    if op == "embed_stored":
+        assert after.calls[0].params == {"store": stored} and after.weights["embed.weight"].dtype == stored
+        assert f"outside of blocks: embed {stored}, as the checkpoint has it" in list(found.lines())[-1]
 
 
 def test_four_bits_in_groups_meet_activations_in_eight() -> None:

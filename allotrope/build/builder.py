@@ -42,7 +42,7 @@ from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.native import NativeTactic
 from allotrope.quant.cache import with_cache
 from allotrope.quant.held import held
-from allotrope.quant.policy import Policy, Wanted, policy
+from allotrope.quant.policy import Policy, Wanted, policy, with_tables
 from allotrope.runtime.buffers import page_bytes
 from allotrope.runtime.eager import settle_torch
 from allotrope.runtime.program import capturable_rows
@@ -109,6 +109,7 @@ def build(
         lowered, zero = drop_zero_biases(model, lower(model.recipe, dtype))
         limits = _limits(lowered, options)
         chosen = policy(lowered, Wanted(**options.wanted), held(model, lowered))
+        chosen = with_tables(chosen, lowered, model.dtype_of)
         lowered = with_cache(lowered, tuple(chosen.kv.values()) or COMPUTE)
         chosen = decided(chosen, lowered, options, bool(kept))
         if options.wanted or chosen.narrow:

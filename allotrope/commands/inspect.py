@@ -67,18 +67,22 @@ def _narrow(args: argparse.Namespace, model: Model, kind: str) -> tuple[Narrow |
     from allotrope.artifact.plan import name
     from allotrope.models.lower import lower
     from allotrope.quant.held import held
-    from allotrope.quant.policy import Wanted, linears, policy
+    from allotrope.quant.policy import Wanted, linears, policy, with_tables
 
     plan = lower(model.recipe, compute_dtype("auto", model.dtypes[0], kind))
     wanted = Wanted(
         args.weights, args.group_size, args.asymmetric, kv=args.kv if args.kv in NARROW else None, keep=tuple(args.keep)
     )
-    chosen = policy(plan, wanted, held(model, plan))
+    chosen = with_tables(policy(plan, wanted, held(model, plan)), plan, model.dtype_of)
     nbytes = {}
     for call in linears(plan):
         slot, form = name(call.ins["weight"]), chosen.formats[call.path]
         if form is not None:
             nbytes[slot] = form.nbytes(plan.weights[slot].parts[0][1])
+    for call in plan.calls:
+        if call.path in chosen.tables:
+            slot = name(call.ins["table"])
+            nbytes[slot] = chosen.tables[call.path].nbytes(plan.weights[slot].parts[0][1])
     kv = [plan.dtype if form == COMPUTE else form for form in chosen.kv.values()] or [args.kv or plan.dtype] * layers
     return Narrow("; ".join(dict.fromkeys(map(str, filter(None, chosen.formats.values())))), nbytes), tuple(kv)
 

@@ -10,7 +10,8 @@ from allotrope.artifact.problems import Load, problem
 
 def formats(plan: Plan) -> dict[str, Any]:
     """In plain values: of compute, of linear layers, of what they read, of keys and values."""
-    codes = [call for call in plan.calls if "format" in call.params or "store" in call.params]
+    layers = [call for call in plan.calls if call.op.startswith("linear")]
+    codes = [call for call in layers if "format" in call.params or "store" in call.params]
     acts = {str(call.params["activations"]) for call in codes if call.params.get("activations", "none") != "none"}
     return {
         "dtype": plan.dtype,

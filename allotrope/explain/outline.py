@@ -26,7 +26,7 @@ from allotrope.ops.kv_rows import COMPUTE
 from allotrope.quant.cache import with_cache
 from allotrope.quant.centre import biased, centred_keys
 from allotrope.quant.held import held
-from allotrope.quant.policy import Policy, Wanted, policy
+from allotrope.quant.policy import Policy, Wanted, policy, with_tables
 from allotrope.quant.rewrite import rewrite
 
 _FORMATS = ("weights", "group_size", "asymmetric", "activations", "method")
@@ -67,6 +67,7 @@ def outline(described: Manifest, given: Mapping[str, Any], kind: str) -> Outline
     dtype = compute_dtype(wanted.dtype, model.dtypes[0], kind)
     plan, _ = drop_zero_biases(model, lower(model.recipe, dtype))
     chosen: Policy = policy(plan, Wanted(**wanted.wanted), held(model, plan))
+    chosen = with_tables(chosen, plan, model.dtype_of)
     plan = with_cache(plan, tuple(chosen.kv.values()) or COMPUTE)
     chosen = decided(chosen, plan, wanted, bool(tokenizer_files(model)))
     return Outline(biased(rewrite(plan, chosen), centred_keys(chosen, plan)), wanted.settled(kind))

@@ -129,11 +129,14 @@ class Model:
 
     def read(self, slot: str) -> tuple[Array, str]:
         """A slot's weight and its dtype tag (bf16 as uint16). It may be a view of a fused tensor."""
-        source = self.sources[slot]
-        dtype = self.checkpoint.tensors[source.name].dtype
+        source, dtype = self.sources[slot], self.dtype_of(slot)
         if source.rows is not None and not source.transposed:
             return self.checkpoint.read_rows(source.name, *source.rows), dtype
         return source.take(self.checkpoint.read(source.name)), dtype
+
+    def dtype_of(self, slot: str) -> str:
+        """The dtype tag of a slot's weight."""
+        return self.checkpoint.tensors[self.sources[slot].name].dtype
 
     @property
     def stored_as(self) -> Stored | None:

@@ -9,7 +9,7 @@ keeps of keys and values has a path of its own, `blocks.3.attn.kv`, and formats 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -141,6 +141,7 @@ class Policy:
     reasons: Mapping[str, str] = field(default_factory=dict)  # why a layer is an exception
     kv: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Store] = field(default_factory=dict)  # embeddings by path, in the checkpoint's own 16 bits
 
     @property
     def narrow(self) -> Mapping[str, Format]:
@@ -160,6 +161,8 @@ class Policy:
 
     def words(self, path: str) -> str:
         """How a layer's weights, and perhaps activations, or its keys and values are stored."""
+        if path in self.tables:
+            return f"{self.tables[path]}, as the checkpoint has it"
         if path in self.kv:
             if self.kv[path] == COMPUTE:
                 return WIDE
@@ -176,7 +179,7 @@ class Policy:
             return (block[1], path[block.end() :]) if block else ("", path)
 
         blocks: dict[str, dict[str, str]] = {}
-        for path in (*self.formats, *self.kv):
+        for path in (*self.tables, *self.formats, *self.kv):
             block, rest = place(path)
             blocks.setdefault(block, {})[rest] = self.words(path)
         outside = blocks.pop("", {})
@@ -241,6 +244,22 @@ def policy(plan: Plan, wanted: Wanted, held: Held | None = None) -> Policy:
     if held:
         return Policy(formats, AS_STORED, wanted.activations or held.activations, reasons, kv)
     return Policy(formats, _method(wanted, formats), wanted.activations, reasons, kv)
+
+
+def with_tables(chosen: Policy, plan: Plan, stored: Callable[[str], str]) -> Policy:
+    """The policy in which embeddings that nothing else reads keep the checkpoint's 16 bits, which loses nothing.
+
+    Only beside weights that are narrow themselves: else all are as wide as is computed. `stored`: a slot's dtype there.
+    """
+    if plan.dtype != "fp32" or not (chosen.narrow or chosen.stored):
+        return chosen
+    heads = {call.ins["weight"] for call in linears(plan)}
+    looked_up = {
+        call.path: stored(plans.name(call.ins["table"]))
+        for call in plan.calls
+        if call.op == "embed" and call.ins["table"] not in heads
+    }
+    return replace(chosen, tables={path: _STORES[dtype] for path, dtype in looked_up.items() if dtype in _STORES})
 
 
 def _kept(

@@ -3,6 +3,7 @@
 linear(x, weight)  →  linear_codes(x, codes, scales, zeros)      where the policy has codes
                    →  linear_stored(x, weight)                   where it has 16 bits
 embed(ids, table)  →  embed_codes, embed_stored                  where the table is such a layer's weight, too
+                   →  embed_stored                               where it keeps the checkpoint's 16 bits
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def rewrite(plan: Plan, policy: Policy) -> Plan:
             calls.append(_looked_up(call, narrow[tied], tied))
         elif tied in stored:
             calls.append(replace(call, op="embed_stored", params={"store": stored[tied].name}))
+        elif call.path in policy.tables:
+            slot, store = plans.name(call.ins["table"]), policy.tables[call.path].name
+            weights[slot] = replace(weights[slot], dtype=store)
+            calls.append(replace(call, op="embed_stored", params={"store": store}))
         elif call.path in narrow:
             slot = plans.name(call.ins["weight"])
             form, shape = narrow[call.path], plan.weights[slot].parts[0][1]

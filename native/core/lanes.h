@@ -64,6 +64,14 @@ inline F widen_half(const uint16_t* from) {
 #endif
 }
 
+// A vector of bf16 as fp32: exact.
+inline F widen_brain(const uint16_t* from) {
+    typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (F)(__builtin_convertvector(halves, I) << 16);
+}
+
 // One fp32 as fp16, rounded to nearest, ties to even.
 inline uint16_t to_half(float value) {
     uint32_t bits;

@@ -88,13 +88,8 @@ ALLOTROPE_INLINE W load_half(const uint16_t* from) {
 }
 
 ALLOTROPE_INLINE W load_brain(const uint16_t* from) {
-    typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
     W result;
-    ALLOTROPE_PARTS(i) {
-        Halves halves;
-        std::memcpy(&halves, from + i * kLanes, sizeof halves);
-        result.at[i] = (F)(__builtin_convertvector(halves, I) << 16);
-    }
+    ALLOTROPE_PARTS(i) result.at[i] = widen_brain(from + i * kLanes);
     return result;
 }
 

@@ -1,4 +1,4 @@
-// Embedding from a table in panels: an output's column of its panel, widened.
+// Embedding from a table in 16 bits, widened: in rows, or in panels, where a row is an output's column of its panel.
 
 #include "kernel.h"
 #include "panels.h"
@@ -7,8 +7,26 @@ namespace allotrope::ALLOTROPE_ISA {
 
 namespace {
 
+inline F widened(const uint16_t* from, Fp16) { return widen_half(from); }
+inline F widened(const uint16_t* from, Bf16) { return widen_brain(from); }
+
 template <class Reader>
-void rows_of(const Args& args, Team& team) {
+void from_rows(const Args& args, Team& team) {
+    const View &table = args.in(1), &out = args.out(0);
+    const int64_t* ids = args.in(0).as<int64_t>();
+    for_cells(out, team, [&](int64_t row, int64_t begin, int64_t end) {
+        const uint16_t* from = table.row<uint16_t>(ids[row]);
+        float* to = out.row<float>(row);
+        for (; begin + kLanes <= end; begin += kLanes) store(to + begin, widened(from + begin, Reader{}));
+        if (begin == end) return;
+        uint16_t some[kLanes] = {};
+        std::memcpy(some, from + begin, 2 * (end - begin));
+        store_some(to + begin, widened(some, Reader{}), end - begin);
+    });
+}
+
+template <class Reader>
+void from_panels(const Args& args, Team& team) {
     const View &ids = args.in(0), &table = args.in(1), &out = args.out(0);
     const Share mine(out.rows, team);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
@@ -22,6 +40,7 @@ void rows_of(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"embed_fp16", rows_of<Fp16>}, {"embed_bf16", rows_of<Bf16>})
+ALLOTROPE_KERNELS({"embed_fp16", from_rows<Fp16>}, {"embed_bf16", from_rows<Bf16>}, {"embed_panels_fp16", from_panels<Fp16>},
+                  {"embed_panels_bf16", from_panels<Bf16>})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -1,4 +1,4 @@
-"""Rows of a table in 16 bits in the native core, out of the layout that the head reads."""
+"""Rows of a table in 16 bits in the native core: from a table of its own, or out of the layout that a tied head reads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ def _other(store: str) -> Callable[[Problem], str | None]:
     return refuses
 
 
+# One class for each store: bits are widened, wherever they lie.
 TACTICS = tuple(
     NativeTactic(
-        "embed_stored", f"native_{store}", f"embed_{store}", weights={"table": "panels"}, refuses=_other(store)
+        "embed_stored",
+        f"native_{place}{store}",
+        f"embed_{place}{store}",
+        weights={"table": layout},
+        refuses=_other(store),
+        classed=f"native_{store}",
     )
     for store in STORES
+    for place, layout in (("", "rows"), ("panels_", "panels"))
 )
