@@ -29,6 +29,7 @@ from allotrope.runtime import unbacked
 from allotrope.runtime.call_clock import CoreClock
 from allotrope.runtime.program import Bound, Choice, Program, unserved
 from allotrope.runtime.results import reports
+from allotrope.runtime.sharing import bytes_of, regions
 from allotrope.runtime.step import Pending, StepInput, StepOutput
 from allotrope.runtime.weights import Arrays, Engine
 from allotrope.units import shortage
@@ -147,9 +148,9 @@ class NativeExecutor:
             logits = np.empty((rows[LOGITS], self.plan.vocab), np.float32)
             self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared, describe(logits)[0])
         except MemoryError as error:
-            widths = sum(4 * spec.width * rows[spec.rows] for spec in self.plan.buffers.values() if spec.of is None)
+            needed = bytes_of(self.plan, rows) + workspace
             raise OutOfMemory(
-                f"activation buffers need {shortage(widths + workspace, available_memory())}",
+                f"activation buffers need {shortage(needed, available_memory())}",
                 remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
             ) from error
         self._logits, self._capacity = logits, dict(rows)
@@ -163,9 +164,10 @@ class NativeExecutor:
             warnings.warn(f"the system gives {threads} threads where {wanted} were wanted: slower steps", stacklevel=4)
         core = found.core.Program(found.isa, threads, self.page_size)
         slots: dict[str, int] = {name: core.cache(describe(cache)) for name, cache in self._caches.items()}
+        shared = regions(self.plan)
         whole = {name: spec for name, spec in self.plan.buffers.items() if spec.of is None}
         for name, spec in [*whole.items(), *((n, s) for n, s in self.plan.buffers.items() if s.of is not None)]:
-            slots[f"b:{name}"] = _buffer(core, spec, slots)
+            slots[f"b:{name}"] = _buffer(core, spec, slots, shared.get(name, -1))
         weights: dict[int, int] = {}
         for bound in self._program.calls:
             core.call(_KINDS[bound.rows])
@@ -208,10 +210,10 @@ class NativeExecutor:
         core.choice(choice.bound or 0, tactic.kernel, numbers, [slot(name) for name in ins], made, prelude, list(key))
 
 
-def _buffer(core: Any, spec: Buffer, slots: Mapping[str, int]) -> int:
+def _buffer(core: Any, spec: Buffer, slots: Mapping[str, int], region: int) -> int:
     if spec.of is not None:
         return int(core.part(slots[f"b:{spec.of}"], spec.start, spec.width))
-    return int(core.buffer(_KINDS[spec.rows], spec.width, _DTYPES[spec.dtype]))
+    return int(core.buffer(_KINDS[spec.rows], spec.width, _DTYPES[spec.dtype], region))
 
 
 def _make_caches(plan: Plan, pages: int, page_size: int, poison: bool) -> dict[str, npt.NDArray[Any]]:

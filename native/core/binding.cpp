@@ -90,8 +90,10 @@ void bind_program(nb::module_& module) {
              })
         .def("fixed", [](Program& self, const Described& view) { return self.fixed(view_of(view)); })
         .def("cache", [](Program& self, const Described& view) { return self.cache(view_of(view)); })
-        .def("buffer", [](Program& self, int rows, int64_t width,
-                          int dtype) { return self.buffer(static_cast<Rows>(rows), width, static_cast<Dtype>(dtype)); })
+        .def("buffer",
+             [](Program& self, int rows, int64_t width, int dtype, int region) {
+                 return self.buffer(static_cast<Rows>(rows), width, static_cast<Dtype>(dtype), region);
+             })
         .def("part", &Program::part)
         .def("step", &Program::step)
         .def("call", [](Program& self, int rows) { self.call(static_cast<Rows>(rows)); })

@@ -95,9 +95,9 @@ int Program::cache(const View& view) {
     return caches_.back();
 }
 
-int Program::buffer(Rows rows, int64_t width, Dtype dtype) {
+int Program::buffer(Rows rows, int64_t width, Dtype dtype, int region) {
     const int slot = fixed(View{nullptr, 0, width, width * size_of(dtype), dtype, 0});
-    buffers_.push_back({slot, rows, width, -1, 0});
+    buffers_.push_back({slot, rows, width, -1, 0, region});
     return slot;
 }
 
@@ -107,7 +107,7 @@ int Program::part(int of, int64_t start, int64_t width) {
     Rows rows = kTokens;
     for (const Buffer& buffer : buffers_)
         if (buffer.slot == of) rows = buffer.rows;
-    buffers_.push_back({slot, rows, width, of, start});
+    buffers_.push_back({slot, rows, width, of, start, -1});
     return slot;
 }
 
@@ -183,9 +183,14 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
                       char* logits) {
     // All that can fail comes first.
     std::vector<Memory> memory, shared;
-    for (const Buffer& buffer : buffers_)
-        if (buffer.slot != logits_ && buffer.of < 0)
-            memory.emplace_back(static_cast<size_t>(slots_[buffer.slot]->stride * rows[buffer.rows]));
+    std::vector<int64_t> sizes;
+    for (const Buffer& buffer : buffers_) {
+        if (buffer.of >= 0 || buffer.slot == logits_) continue;
+        if (buffer.region >= static_cast<int>(sizes.size())) sizes.resize(buffer.region + 1, 0);
+        const int64_t size = slots_[buffer.slot]->stride * rows[buffer.rows];
+        if (size > sizes[buffer.region]) sizes[buffer.region] = size;
+    }
+    for (const int64_t size : sizes) memory.emplace_back(static_cast<size_t>(size));
     Memory room(static_cast<size_t>(workspace));
     for (const int64_t size : preludes) shared.emplace_back(static_cast<size_t>(size));
     const int64_t vocab = slots_[logits_]->width, chunks = (vocab + kReportChunk - 1) / kReportChunk;
@@ -196,11 +201,10 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
     std::swap(shared_, shared);
     std::swap(report_room_, report);
     capacity_ = rows;
-    size_t next = 0;
     for (const Buffer& buffer : buffers_) {
         View& view = *slots_[buffer.slot];
         if (buffer.slot == logits_) view.data = logits;
-        else if (buffer.of < 0) view.data = memory_[next++].at();
+        else if (buffer.of < 0) view.data = memory_[buffer.region].at();
         else view.data = slots_[buffer.of]->as<char>() + buffer.start * size_of(view.dtype);
     }
     for (Call& call : calls_)

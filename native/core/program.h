@@ -69,7 +69,7 @@ class Program {
     // Slots, by number.
     int fixed(const View& view);                            // a weight or a cache
     int cache(const View& view);                            // the same, and pages of it may be copied
-    int buffer(Rows rows, int64_t width, Dtype dtype);      // an activation buffer
+    int buffer(Rows rows, int64_t width, Dtype dtype, int region);  // an activation buffer; equal regions share memory
     int part(int of, int64_t start, int64_t width);         // columns of a buffer
     int step(const std::string& name);                      // what is made for each step
 
@@ -117,8 +117,9 @@ class Program {
         int slot;
         Rows rows;
         int64_t width;
-        int of;  // −1: it has memory of its own
+        int of;  // −1: it is no part of another, and lies in a region
         int64_t start;
+        int region;
     };
     // A step's array that grows and keeps its room.
     template <class T>

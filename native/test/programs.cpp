@@ -114,7 +114,9 @@ class Again {
         if (what == "choice") return choice();
         if (what == "launch") return launch();
         const std::vector<int64_t> given = file_.some<int64_t>();
-        if (what == "buffer") program_.buffer(static_cast<Rows>(given.at(0)), given.at(1), static_cast<Dtype>(given.at(2)));
+        if (what == "buffer")
+            program_.buffer(static_cast<Rows>(given.at(0)), given.at(1), static_cast<Dtype>(given.at(2)),
+                            static_cast<int>(given.at(3)));
         else if (what == "part") program_.part(static_cast<int>(given.at(0)), given.at(1), given.at(2));
         else if (what == "call") program_.call(static_cast<Rows>(given.at(0)));
         else if (what == "logits") program_.logits(static_cast<int>(given.at(0)));

@@ -82,8 +82,8 @@ class Recorded:
         self._block("cache", view)
         return self._program.cache(view)
 
-    def buffer(self, rows: int, width: int, dtype: int) -> Any:
-        return self._whole("buffer", rows, width, dtype)
+    def buffer(self, rows: int, width: int, dtype: int, region: int) -> Any:
+        return self._whole("buffer", rows, width, dtype, region)
 
     def part(self, of: int, start: int, width: int) -> Any:
         return self._whole("part", of, start, width)
