@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -160,9 +162,47 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.Monke
         native.find.cache_clear()
 
 
+def test_an_older_core_is_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: object())
+    native.find.cache_clear()
+    try:
+        assert native.why_not() == (
+            "there is no native core: it is of an older version; make native, or pip install anew"
+        )
+    finally:
+        native.find.cache_clear()
+
+
+TILES = """
+import ctypes
+from tests.test_native_linear import EIGHT, able, outcome
+[tactic] = able(EIGHT[0])
+outcome(tactic, EIGHT[0])
+permitted = ctypes.c_uint64()
+assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(permitted)) == 0  # arch_prctl, ARCH_GET_XCOMP_PERM
+print(permitted.value >> 18 & 1)  # XFEATURE_XTILEDATA
+"""
+
+
+@pytest.mark.skipif(bool(native.find().lacking.get("amx", "none")), reason="this CPU has no AMX")
+def test_amx_s_tiles_are_asked_for_by_who_uses_them() -> None:
+    """Whoever may use them pays for it in every signal's frame."""
+    for isa, granted in (("avx512vnni", "0\n"), ("amx", "1\n")):
+        env = {**os.environ, "ALLOTROPE_ISA": isa}
+        where = Path(__file__).parents[1]
+        assert subprocess.check_output([sys.executable, "-c", TILES], env=env, cwd=where, text=True) == granted
+
+
 def test_another_dtype_or_device_is_refused_in_words() -> None:
     (tactic,) = tactics("add")
     half = Problem("add", {"rows": 1, "width": 8}, {}, "bf16")
     assert tactic.why_not(half, CPU) == "the native core computes in fp32, not in bf16"
-    with pytest.raises(ValueError, match="last axis must lie dense"):
-        describe(torch.zeros(4, 4).t())
+
+
+def test_rows_with_gaps_in_them_are_refused() -> None:
+    inner = np.zeros((2, 3, 8), np.float32)
+    for gaps in (torch.zeros(4, 4).t(), inner[:, :2, :4], inner[:, :, ::2], inner[:, ::2]):
+        with pytest.raises(ValueError, match=r"rows must lie dense, and \(\d, \d.*\) lies in steps of"):
+            describe(gaps)
+    assert describe(inner[:, :2])[1:4] == (2, 16, 96)
+    assert describe(inner[..., :4])[1:4] == (6, 4, 32)  # pages, whose rows may lie apart

@@ -99,9 +99,9 @@ inline void store_half(uint16_t* to, F value) {
 
 // The first `count` (< kLanes) elements, the others 0. Nothing beyond is read or written.
 #if defined(__AVX512F__)
-inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
-inline F load_some(const float* from, int64_t count) { return (F)_mm512_maskz_loadu_ps(first(count), from); }
-inline void store_some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first(count), (__m512)value); }
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline F load_some(const float* from, int64_t count) { return (F)_mm512_maskz_loadu_ps(first_lanes(count), from); }
+inline void store_some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value); }
 #else
 inline F load_some(const float* from, int64_t count) {
     float whole[kLanes] = {};
@@ -200,7 +200,7 @@ inline F sums(const F* values) {
 // The larger one, lane by lane; a NaN counts for nothing.
 template <class Lanes>
 inline Lanes larger_of(Lanes a, Lanes b) {
-    return (a > b) | (b != b) ? a : b;
+    return ((a > b) | (b != b)) ? a : b;
 }
 
 // The largest lane; NaNs count for nothing.
@@ -210,8 +210,8 @@ inline float largest(F value) {
     std::memcpy(fours, &value, sizeof fours);
     for (int half = kLanes / 8; half; half /= 2)
         for (int i = 0; i < half; ++i) fours[i] = larger_of(fours[i], fours[i + half]);
-    const Four two = larger_of(fours[0], __builtin_shufflevector(fours[0], fours[0], 2, 3, 0, 1));
-    return larger_of(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
+    const Four four = fours[0], two = larger_of(four, Four{four[2], four[3], four[0], four[1]});
+    return larger_of(two, Four{two[1], two[0], two[3], two[2]})[0];
 }
 
 // Calls whole(at) for each vector of [begin, end), and rest(at, count) for what is left at its end.

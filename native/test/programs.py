@@ -44,6 +44,9 @@ class Recorder:
         self._last: Recorded | None = None
         self.vocab = self.programs = self.steps = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
     def Program(self, isa: str, threads: int, page_size: int) -> Recorded:  # noqa: N802 (the core's name)
         """A new one."""
         self.programs += 1
@@ -54,7 +57,7 @@ class Recorder:
 
     def workspace(self, _: str, kernel: str, sizes: Any, threads: int) -> int:
         """What every instruction set can do with: each makes the program again."""
-        return max(int(self._core.workspace(isa, kernel, sizes, threads)) for isa, _ in self._core.isas())
+        return max(int(self._core.workspace(isa, kernel, sizes, threads)) for isa, _ in self._core.isas("portable"))
 
     def end(self) -> None:
         """The last program takes no more steps."""
