@@ -26,11 +26,12 @@ PRECISIONS = ("8", "4", "16", "fp32")
 PEERS = "llama.cpp,ctranslate2,openvino,onnxruntime,hf"
 NEAREST = ("--method", "nearest", "--without", "smooth")  # random weights: there is nothing to calibrate for
 CODED = ("--activations", "int8", "--head", "int8", *NEAREST)
+HALVES = ("--kv", "fp16")  # as llama.cpp keeps keys and values; OpenVINO takes 8 bits, the others fp32
 BUILD = {
     "fp32": (),
-    "16": ("--weights", "fp16", "--dtype", "fp32", "--head", "fp16"),
-    "8": ("--weights", "int8", *CODED),
-    "4": ("--weights", "int4", *CODED),
+    "16": ("--weights", "fp16", "--dtype", "fp32", "--head", "fp16", *HALVES),
+    "8": ("--weights", "int8", *CODED, *HALVES),
+    "4": ("--weights", "int4", *CODED, *HALVES),
 }
 GROUP, GROUPS = "128", {"llama-15m": "32"}  # whose rows are 288 wide
 DECODE, PREFILL, MANY = (1, 64, 64), (1, 512, 1), (8, 64, 32)

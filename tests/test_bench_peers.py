@@ -96,7 +96,7 @@ def test_environments_are_pinned() -> None:
 
 def test_what_an_engine_is_in(forge: Forge) -> None:
     plan = open_engine(forge.built("llama")).manifest.plan
-    assert formats(plan) == {"weights": "fp32", "activations": "fp32"}
+    assert formats(plan) == {"weights": "fp32", "activations": "fp32", "kv": "fp32"}
     bits = {"fp32": "fp32", "bf16": "16", "fp16": "16", "int8": "8", "fp8": "8", "int4": "4"}
     assert {form: precision(form) for form in bits} == bits
     found = floor.floors(plan, Cell(2, 8, 3), Ceilings(1e9, {"fp32": 1e12}, {}, 1, "now"))

@@ -102,7 +102,8 @@ def notes(shown: Mapping[str, Any]) -> Iterator[str]:
         present = [one for one in cells if one["reason_absent"] is None]
         if present:
             form = present[0]["format"]
-            yield f"{name}: {present[0]['version']}; weights {form['weights']}, activations {form['activations']}"
+            kept = f", keys and values {form['kv']}" if "kv" in form else ""
+            yield f"{name}: {present[0]['version']}; weights {form['weights']}, activations {form['activations']}{kept}"
             agreed = [one["agreement"] for one in present if one["agreement"]]
             if agreed:
                 worst = max(agreed, key=lambda said: (said["different"], -said["equal"] / said["texts"]))
