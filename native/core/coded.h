@@ -79,7 +79,8 @@ ALLOTROPE_INLINE Codes16 parted(const Codes16& codes) {
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
     return (Codes16)_mm_shuffle_epi8((__m128i)codes, order);
 #else
-    return __builtin_shufflevector(codes, codes, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    return Codes16{codes[0], codes[2],  codes[4],  codes[6],  codes[1], codes[3],  codes[5],  codes[7],
+                   codes[8], codes[10], codes[12], codes[14], codes[9], codes[11], codes[13], codes[15]};
 #endif
 }
 

@@ -210,8 +210,8 @@ inline float largest(F value) {
     std::memcpy(fours, &value, sizeof fours);
     for (int half = kLanes / 8; half; half /= 2)
         for (int i = 0; i < half; ++i) fours[i] = larger_of(fours[i], fours[i + half]);
-    const Four two = larger_of(fours[0], __builtin_shufflevector(fours[0], fours[0], 2, 3, 0, 1));
-    return larger_of(two, __builtin_shufflevector(two, two, 1, 0, 3, 2))[0];
+    const Four four = fours[0], two = larger_of(four, Four{four[2], four[3], four[0], four[1]});
+    return larger_of(two, Four{two[1], two[0], two[3], two[2]})[0];
 }
 
 // Calls whole(at) for each vector of [begin, end), and rest(at, count) for what is left at its end.
