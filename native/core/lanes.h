@@ -200,7 +200,7 @@ inline F sums(const F* values) {
 // The larger one, lane by lane; a NaN counts for nothing.
 template <class Lanes>
 inline Lanes larger_of(Lanes a, Lanes b) {
-    return (a > b) | (b != b) ? a : b;
+    return ((a > b) | (b != b)) ? a : b;
 }
 
 // The largest lane; NaNs count for nothing.
