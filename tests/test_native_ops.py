@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,5 +165,12 @@ def test_another_dtype_or_device_is_refused_in_words() -> None:
     (tactic,) = tactics("add")
     half = Problem("add", {"rows": 1, "width": 8}, {}, "bf16")
     assert tactic.why_not(half, CPU) == "the native core computes in fp32, not in bf16"
-    with pytest.raises(ValueError, match="last axis must lie dense"):
-        describe(torch.zeros(4, 4).t())
+
+
+def test_rows_with_gaps_in_them_are_refused() -> None:
+    inner = np.zeros((2, 3, 8), np.float32)
+    for gaps in (torch.zeros(4, 4).t(), inner[:, :2, :4], inner[:, :, ::2], inner[:, ::2]):
+        with pytest.raises(ValueError, match=r"rows must lie dense, and \(\d, \d.*\) lies in steps of"):
+            describe(gaps)
+    assert describe(inner[:, :2])[1:4] == (2, 16, 96)
+    assert describe(inner[..., :4])[1:4] == (6, 4, 32)  # pages, whose rows may lie apart

@@ -181,8 +181,17 @@ def describe(array: Any) -> Described:
         view = (address, shape[0] * shape[1], shape[2], strides[1], dtype, shape[1])
     else:
         width = prod(shape[1:])
-        dense = width < 2 or strides[-1] == size
+        dense = width < 2 or _dense(shape[1:], strides[1:], size)
         view = (address, shape[0], width, strides[0], dtype, 0)
     if not dense:
-        raise ValueError(f"an operand's last axis must lie dense, not in steps of {strides[-1]} bytes")
+        raise ValueError(f"an operand's rows must lie dense, and {shape} lies in steps of {strides} bytes")
     return view
+
+
+def _dense(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:
+    """Whether elements of this size lie one after the other. How far it is to the next of one is no matter."""
+    for length, step in zip(reversed(shape), reversed(strides), strict=True):
+        if length > 1 and step != size:
+            return False
+        size *= length
+    return True
