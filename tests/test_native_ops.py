@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -159,6 +160,37 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch: pytest.Monke
     finally:
         monkeypatch.delenv("ALLOTROPE_ISA")
         native.find.cache_clear()
+
+
+def test_an_older_core_is_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: object())
+    native.find.cache_clear()
+    try:
+        assert native.why_not() == (
+            "there is no native core: it is of an older version; make native, or pip install anew"
+        )
+    finally:
+        native.find.cache_clear()
+
+
+TILES = """
+import ctypes
+from tests.test_native_linear import EIGHT, able, outcome
+[tactic] = able(EIGHT[0])
+outcome(tactic, EIGHT[0])
+permitted = ctypes.c_uint64()
+assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(permitted)) == 0  # arch_prctl, ARCH_GET_XCOMP_PERM
+print(permitted.value >> 18 & 1)  # XFEATURE_XTILEDATA
+"""
+
+
+@pytest.mark.skipif(bool(native.find().lacking.get("amx", "none")), reason="this CPU has no AMX")
+def test_amx_s_tiles_are_asked_for_by_who_uses_them() -> None:
+    """Whoever may use them pays for it in every signal's frame."""
+    for isa, granted in (("avx512vnni", "0\n"), ("amx", "1\n")):
+        env = {**os.environ, "ALLOTROPE_ISA": isa}
+        where = Path(__file__).parents[1]
+        assert subprocess.check_output([sys.executable, "-c", TILES], env=env, cwd=where, text=True) == granted
 
 
 def test_another_dtype_or_device_is_refused_in_words() -> None:

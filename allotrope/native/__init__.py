@@ -44,9 +44,11 @@ def find() -> Found:
             if missing
             else f"it does not load: {error}"
         )
-    lacking = dict(core.isas())
-    able = [name for name, lacks in lacking.items() if not lacks]
+    if not hasattr(core, "workspace"):
+        return Found(why="it is of an older version; make native, or pip install anew")
     asked = settings.isa()
+    lacking = dict(core.isas(asked or ""))
+    able = [name for name, lacks in lacking.items() if not lacks]
     if asked is None:
         return Found(core, able[-1], "the best that this CPU has", lacking, frozenset(core.kernels(able[-1])))
     if asked not in able:

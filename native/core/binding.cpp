@@ -123,9 +123,13 @@ void bind_program(nb::module_& module) {
 NB_MODULE(_core, module) {
     using namespace allotrope;
     module.attr("digest") = ALLOTROPE_DIGEST;  // of what the core was made of
-    module.def("isas", [] {
+    // Of the one that is `chosen`, or of all if that is empty, it is asked whether the system gives what it needs.
+    module.def("isas", [](const std::string& chosen) {
         std::vector<std::tuple<std::string, std::string>> found;
-        for (const Isa& isa : isas()) found.emplace_back(isa.name, isa.lacks);
+        for (const Isa& isa : isas()) {
+            const bool asked = !*isa.lacks && (chosen.empty() || chosen == isa.name);
+            found.emplace_back(isa.name, asked ? refused(isa) : isa.lacks);
+        }
         return found;
     });
     module.def("kernels", [](const std::string& name) {

@@ -18,20 +18,31 @@ namespace allotrope {
 namespace {
 
 #if defined(__x86_64__)
-// AMX's tile registers are large, so the system gives them to a process that asks.
-bool granted_tiles() {
+// AMX's tile registers are large: every frame of a signal and every switch of threads carries them, so the system gives
+// them only to a process that asks.
 #if defined(ALLOTROPE_PLAIN_TILES)
-    return true;
+bool has_tiles() { return true; }
+bool granted_tiles() { return true; }
 #elif defined(__linux__)
+constexpr long kTileData = 18;  // XFEATURE_XTILEDATA
+
+bool has_tiles() {
     constexpr unsigned kTileAndInt8 = 3U << 24;
-    constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    constexpr long kGetSupported = 0x1021;  // ARCH_GET_XCOMP_SUPP
     unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool there = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileAndInt8) == kTileAndInt8;
-    return there && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
-#else
-    return false;
-#endif
+    uint64_t supported = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileAndInt8) == kTileAndInt8 &&
+           syscall(SYS_arch_prctl, kGetSupported, &supported) == 0 && (supported >> kTileData & 1);
 }
+
+bool granted_tiles() {
+    constexpr long kAskForState = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+}
+#else
+bool has_tiles() { return false; }
+bool granted_tiles() { return false; }
+#endif
 
 // Some compilers' __builtin_cpu_supports knows no F16C. The system saves its registers where it saves those of AVX2.
 bool has_f16c() {
@@ -52,7 +63,7 @@ const char* lacks(const char* name) {
     }
     if (!std::strcmp(name, "amx")) {
         if (!avx512 || !__builtin_cpu_supports("avx512vnni")) return "this CPU has no AVX512-VNNI";
-        if (!granted_tiles()) return "this CPU has no AMX (TILE, INT8), or the system does not give it";
+        if (!has_tiles()) return "this CPU has no AMX (TILE, INT8), or the system does not know it";
     }
     return "";
 }
@@ -72,6 +83,16 @@ const char* lacks(const char*) { return ""; }
 #endif
 
 }  // namespace
+
+const char* refused([[maybe_unused]] const Isa& isa) {
+#if defined(__x86_64__)
+    if (!std::strcmp(isa.name, "amx")) {
+        static const bool granted = granted_tiles();
+        if (!granted) return "the system does not give this process AMX's tiles";
+    }
+#endif
+    return "";
+}
 
 const std::vector<Isa>& isas() {
     static const std::vector<Isa> found = [] {
@@ -94,6 +115,7 @@ const Entry* find_entry(const Isa& isa, const std::string& name) {
 }  // namespace
 
 Kernel find_kernel(const Isa& isa, const std::string& name) {
+    if (const char* why = refused(isa); *why) throw std::runtime_error(why);
     const Entry* found = find_entry(isa, name);
     return found == nullptr ? nullptr : found->kernel;
 }

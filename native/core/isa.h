@@ -15,10 +15,13 @@ struct Isa {
     const char* lacks;           // why it cannot run here; empty if it can
 };
 
-// All that were compiled, the plainest first; the last one that lacks nothing is the best.
+// All that were compiled, the plainest first; the last one that lacks nothing is the best. Nothing is asked of the system.
 const std::vector<Isa>& isas();
 
-// The kernel of that name for the instruction set; null if there is none.
+// Takes from the system what it gives only to who asks, once for the process; why it does not, or nothing.
+const char* refused(const Isa& isa);
+
+// The kernel of that name for the instruction set, ready to run; null if there is none.
 Kernel find_kernel(const Isa& isa, const std::string& name);
 
 // The bytes of workspace that this kernel needs; see `Sizing`.
