@@ -151,6 +151,16 @@ def _rows(problem: Problem) -> int:
     return problem.axes[registry.contract(problem.op).rows]
 
 
+def only(param: str, value: str, complaint: str) -> Callable[[Problem], str | None]:
+    """What a tactic refuses that serves one value of a parameter: `complaint` has places for that and what is given."""
+
+    def refuses(problem: Problem) -> str | None:
+        given = problem.params[param]
+        return None if given == value else complaint.format(value, given)
+
+    return refuses
+
+
 def aligned(size: int) -> int:
     """`size` up to where a workspace's next part may begin."""
     return -(-size // _ALIGN) * _ALIGN

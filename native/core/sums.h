@@ -11,6 +11,12 @@ constexpr int64_t kChunk = 4096;
 
 inline int64_t chunks_of(int64_t vocab) { return (vocab + kChunk - 1) / kChunk; }
 
+// Of this chunk: the last one's may be shorter.
+inline int64_t length_of(int64_t chunk, int64_t vocab) {
+    const int64_t left = vocab - chunk * kChunk;
+    return left < kChunk ? left : kChunk;
+}
+
 constexpr int kWideLanes = kLanes / 2;
 using D = double __attribute__((vector_size(8 * kWideLanes)));
 using L = int64_t __attribute__((vector_size(8 * kWideLanes)));
@@ -86,6 +92,37 @@ inline Peak chunk_peak(const float* from, int64_t count) {
             unordered |= value != value;
         });
     return {any_of(unordered) ? NAN : largest(tops), !any_of(spoilt)};
+}
+
+// A number's bits as an unsigned integer that orders as the numbers do; −0 is 0.
+inline uint32_t ordered(float value) {
+    uint32_t bits;
+    value += 0.0f;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// The largest of so many chunks' tops, which top(chunk) gives; NaN if there is one.
+template <class Top>
+inline float top_of(int64_t chunks, Top top) {
+    float found = -INFINITY;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const float here = top(chunk);
+        if (here != here) return here;
+        found = here > found ? here : found;
+    }
+    return found;
+}
+
+// Calls body(row, chunk, first, length) for a thread's part of the chunks of so many rows.
+template <class Body>
+inline void for_chunks(int64_t rows, int64_t vocab, const Team& team, Body body) {
+    const int64_t chunks = chunks_of(vocab);
+    const Share mine(rows * chunks, team);
+    for (int64_t at = mine.begin; at < mine.end; ++at) {
+        const int64_t chunk = at % chunks;
+        body(at / chunks, chunk, chunk * kChunk, length_of(chunk, vocab));
+    }
 }
 
 // Σ e^(value − peak) over a chunk: exponentials in fp32, their sum in fp64.

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from allotrope.ops.activation import FLOPS
-from allotrope.ops.contract import Problem, Scalar
+from allotrope.ops.activation.native import number, unknown
 from allotrope.ops.native import NativeTactic
 
-
-def _unknown(problem: Problem) -> str | None:
-    kind = problem.params.get("kind")
-    return None if kind in FLOPS else f"there is no activation {kind!r}, only {', '.join(FLOPS)}"
-
-
-def _numbers(params: Mapping[str, Scalar]) -> tuple[float, ...]:
-    return (tuple(FLOPS).index(str(params["kind"])),)
-
-
-TACTICS = (NativeTactic("activation", "native", "activation", _numbers, refuses=_unknown),)
+TACTICS = (NativeTactic("activation", "native", "activation", number, refuses=unknown),)

@@ -2,7 +2,7 @@
 // i stands at [i / 16][k][i % 16].
 
 #include "kernel.h"
-#include "lanes.h"
+#include "panels.h"
 
 namespace allotrope::ALLOTROPE_ISA {
 
@@ -17,7 +17,6 @@ void embed(const Args& args, Team& team) {
 }
 
 void embed_panels(const Args& args, Team& team) {
-    constexpr int64_t kPanel = 16;
     const View& out = args.out(0);
     const int64_t* ids = args.in(0).as<int64_t>();
     const float* table = args.in(1).as<float>();

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from allotrope.ops.contract import Problem
-from allotrope.ops.native import NativeTactic
+from allotrope.ops.native import NativeTactic, only
 
 _FORMATS = ("int8", "int4", "fp8")
-
-
-def _other(form: str) -> Callable[[Problem], str | None]:
-    def refuses(problem: Problem) -> str | None:
-        given = problem.params["format"]
-        return None if given == form else f"it reads {form}, and this table is {given}"
-
-    return refuses
 
 
 TACTICS = tuple(
@@ -24,7 +13,7 @@ TACTICS = tuple(
         f"native_{form}",
         f"embed_{form}",
         weights={"codes": "quads", "scales": "panels", "zeros": "panels"},
-        refuses=_other(form),
+        refuses=only("format", form, "it reads {}, and this table is {}"),
     )
     for form in _FORMATS
 )

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from allotrope.ops.contract import Problem
 from allotrope.ops.linear_stored import STORES
-from allotrope.ops.native import NativeTactic
-
-
-def _other(store: str) -> Callable[[Problem], str | None]:
-    def refuses(problem: Problem) -> str | None:
-        given = problem.params["store"]
-        return None if given == store else f"it widens {store}, and this table is stored in {given}"
-
-    return refuses
-
+from allotrope.ops.native import NativeTactic, only
 
 # One class for each store: bits are widened, wherever they lie.
 TACTICS = tuple(
@@ -24,7 +12,7 @@ TACTICS = tuple(
         f"native_{place}{store}",
         f"embed_{place}{store}",
         weights={"table": layout},
-        refuses=_other(store),
+        refuses=only("store", store, "it widens {}, and this table is stored in {}"),
         classed=f"native_{store}",
     )
     for store in STORES

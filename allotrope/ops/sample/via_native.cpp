@@ -67,14 +67,6 @@ double uniform(int64_t seed, int64_t position) {
     return static_cast<double>(bits) * 0x1p-53;
 }
 
-// A number's bits as an unsigned integer that orders as the numbers do; −0 is 0.
-inline uint32_t ordered(float value) {
-    uint32_t bits;
-    value += 0.0f;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 // How far down the ranking tokens are kept: all above `logit`, and those equal to it up to index `last`.
 struct Cut {
     uint32_t logit = 0;
@@ -141,7 +133,7 @@ void filter(const float* logits, const Room& room, int64_t vocab, double total, 
         if (own.logit > cut.logit || (own.logit == cut.logit && own.last < cut.last)) cut = own;
     }
     for (int64_t chunk = 0; chunk < chunks_of(vocab); ++chunk) {
-        const int64_t end = (chunk + 1) * kChunk < vocab ? (chunk + 1) * kChunk : vocab;
+        const int64_t end = chunk * kChunk + length_of(chunk, vocab);
         double left = 0;
         for (int64_t token = chunk * kChunk; token < end; ++token) {
             const uint32_t logit = ordered(logits[token]);
@@ -228,7 +220,6 @@ struct Sampling {
     const float* raw(int64_t row) const { return logits.row<float>(rows[row]); }
     const float* shown(int64_t row, const Room& room) const { return adjusts() ? room.adjusted : raw(row); }
     bool adjusts() const { return adjust_rows && adjust_rows.width > 0; }
-    int64_t length(int64_t chunk) const { return (chunk + 1) * kChunk < vocab ? kChunk : vocab - chunk * kChunk; }
 
     void adjust(float* logits_of_row, int64_t entry) const {
         float& logit = logits_of_row[adjust_tokens.as<int64_t>()[entry]];
@@ -236,15 +227,10 @@ struct Sampling {
         logit = static_cast<float>((x > 0 ? x / divide : x * divide) + add);
     }
 
-    // The largest of all chunks; NaN if there is one.
     float top(const Room& room, bool of_raw) const {
-        float found = -INFINITY;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            const float here = of_raw ? room.records[chunk].raw.top : room.records[chunk].adjusted.top;
-            found = here > found || here != here ? here : found;
-            if (found != found) return found;
-        }
-        return found;
+        return top_of(chunks, [&](int64_t chunk) {
+            return of_raw ? room.records[chunk].raw.top : room.records[chunk].adjusted.top;
+        });
     }
 
     void finish(int64_t row, const Room& room) const {
@@ -268,7 +254,7 @@ struct Sampling {
         } else {
             int64_t chunk = 0;
             while (!(room.records[chunk].adjusted.top == shown_top)) ++chunk;
-            token = chunk * kChunk + first_of(mine + chunk * kChunk, length(chunk), shown_top);
+            token = chunk * kChunk + first_of(mine + chunk * kChunk, length_of(chunk, vocab), shown_top);
         }
         logprob = static_cast<float>(static_cast<double>(raw(row)[token]) - raw_top - std::log(mass));
     }
@@ -279,15 +265,13 @@ void sample(const Args& args, Team& team) {
     const auto room_of = [&](int64_t row) { return Room(args.workspace, step.vocab, row, team.count, team.index); };
     for (int64_t start = 0; start < step.count; start += team.count) {
         const int64_t rows = step.count - start < team.count ? step.count - start : team.count;
-        const Share mine(rows * step.chunks, team);
-        const auto for_chunks = [&](auto body) {
-            for (int64_t at = mine.begin; at < mine.end; ++at) {
-                const int64_t chunk = at % step.chunks, row = at / step.chunks;
-                body(start + row, chunk, chunk * kChunk, step.length(chunk), room_of(row));
-            }
+        const auto each_chunk = [&](auto body) {
+            for_chunks(rows, step.vocab, team, [&](int64_t row, int64_t chunk, int64_t first, int64_t length) {
+                body(start + row, chunk, first, length, room_of(row));
+            });
         };
         if (step.adjusts()) {
-            for_chunks([&](int64_t row, int64_t, int64_t first, int64_t length, const Room& room) {
+            each_chunk([&](int64_t row, int64_t, int64_t first, int64_t length, const Room& room) {
                 std::memcpy(room.adjusted + first, step.raw(row) + first, 4 * length);
             });
             team.barrier();
@@ -297,13 +281,13 @@ void sample(const Args& args, Team& team) {
             }
             team.barrier();
         }
-        for_chunks([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
+        each_chunk([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
             Record& record = room.records[chunk];
             record.raw = chunk_peak(step.raw(row) + first, length);
             record.adjusted = step.adjusts() ? chunk_peak(room.adjusted + first, length) : record.raw;
         });
         team.barrier();
-        for_chunks([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
+        each_chunk([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
             Record& record = room.records[chunk];
             record.weight = 0;
             record.mass = mass_of(step.raw(row) + first, length, step.top(room, true));

@@ -19,11 +19,9 @@ void finite(const Args& args, Team& team) {
     const View& logits = args.in(0);
     const int64_t chunks = chunks_of(logits.width);
     char* flags = args.workspace;
-    const Share mine(logits.rows * chunks, team);
-    for (int64_t at = mine.begin; at < mine.end; ++at) {
-        const int64_t first = at % chunks * kChunk, left = logits.width - first;
-        flags[at] = chunk_peak(logits.row<float>(at / chunks) + first, left < kChunk ? left : kChunk).finite;
-    }
+    for_chunks(logits.rows, logits.width, team, [&](int64_t row, int64_t chunk, int64_t first, int64_t length) {
+        flags[row * chunks + chunk] = chunk_peak(logits.row<float>(row) + first, length).finite;
+    });
     team.barrier();
     for (int64_t row = team.index; row < logits.rows; row += team.count) {
         char all = 1;
@@ -34,11 +32,7 @@ void finite(const Args& args, Team& team) {
 
 // A logit and its token, as a number that is larger for what ranks higher.
 inline uint64_t rank_of(float logit, int64_t token) {
-    uint32_t bits;
-    logit += 0.0f;
-    std::memcpy(&bits, &logit, sizeof bits);
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return uint64_t{bits} << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(token));
+    return uint64_t{ordered(logit)} << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(token));
 }
 
 // The `count` tokens that rank highest, best first.
@@ -66,25 +60,17 @@ void scores(const Args& args, Team& team) {
     const int64_t *rows = args.in(1).as<int64_t>(), *given = args.in(2).as<int64_t>();
     const int64_t chunks = chunks_of(logits.width), count = args.in(1).width;
     Record* records = reinterpret_cast<Record*>(args.workspace);
-    const Share mine(count * chunks, team);
-    const auto for_chunks = [&](auto body) {
-        for (int64_t at = mine.begin; at < mine.end; ++at) {
-            const int64_t first = at % chunks * kChunk, left = logits.width - first;
-            body(at / chunks, records[at], logits.row<float>(rows[at / chunks]) + first, left < kChunk ? left : kChunk);
-        }
+    const auto each_chunk = [&](auto body) {
+        for_chunks(count, logits.width, team, [&](int64_t row, int64_t chunk, int64_t first, int64_t length) {
+            body(row, records[row * chunks + chunk], logits.row<float>(rows[row]) + first, length);
+        });
     };
     const auto peak = [&](int64_t row) {
-        float found = -INFINITY;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            const float here = records[row * chunks + chunk].peak.top;
-            if (here != here) return here;
-            found = here > found ? here : found;
-        }
-        return found;
+        return top_of(chunks, [&](int64_t chunk) { return records[row * chunks + chunk].peak.top; });
     };
-    for_chunks([&](int64_t, Record& record, const float* from, int64_t length) { record.peak = chunk_peak(from, length); });
+    each_chunk([&](int64_t, Record& record, const float* from, int64_t length) { record.peak = chunk_peak(from, length); });
     team.barrier();
-    for_chunks([&](int64_t row, Record& record, const float* from, int64_t length) {
+    each_chunk([&](int64_t row, Record& record, const float* from, int64_t length) {
         record.mass = mass_of(from, length, peak(row));
     });
     team.barrier();
