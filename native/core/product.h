@@ -21,12 +21,15 @@ struct Rows {
     static constexpr int value = kValue;
 };
 
-// The least height of a tile that holds so many rows, `kTop` at the most; the rest of it is zeros.
+// The height of tiles for so many rows: the least that holds them all, or kTop; what is beyond them is zeros. Seven and
+// eight rows of groups are one tile, though its sums leave the registers: two of kTop would take 1.4 times as long.
 template <int kTop = kTall, class Body>
 ALLOTROPE_INLINE void with_height(int64_t rows, Body body) {
     if (rows <= 1) return body(Rows<1>{});
     if constexpr (kTop > 4)
         if (rows <= 4) return body(Rows<4>{});
+    if constexpr (kTop < 8)
+        if (rows <= kTop) return body(Rows<kTop>{});
     if constexpr (kTall > 8)
         if (rows <= 8) return body(Rows<8>{});
     return body(Rows<kTop>{});
