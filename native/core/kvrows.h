@@ -6,24 +6,24 @@
 
 namespace allotrope::ALLOTROPE_ISA {
 
-enum Form { kWide, kInt8, kFp8, kHalf };
+enum KvForm { kWide, kInt8, kFp8, kHalf };
 
 constexpr bool is_scaled(int64_t form) { return form == kInt8 || form == kFp8; }
 
 inline int64_t scales_at(int64_t heads, int64_t head_dim) { return (heads * head_dim + 3) / 4 * 4; }
 
-using Bytes = uint8_t __attribute__((vector_size(kLanes)));
-using SignedBytes = int8_t __attribute__((vector_size(kLanes)));
+using KvBytes = uint8_t __attribute__((vector_size(kLanes)));
+using SignedKvBytes = int8_t __attribute__((vector_size(kLanes)));
 
 inline F widen_int8(const uint8_t* codes) {
-    SignedBytes held;
+    SignedKvBytes held;
     std::memcpy(&held, codes, sizeof held);
     return __builtin_convertvector(held, F);
 }
 
 // e4m3's exponent and mantissa, put where fp32's are, make a number 2^−120 times what is meant.
 inline F widen_fp8(const uint8_t* codes) {
-    Bytes held;
+    KvBytes held;
     std::memcpy(&held, codes, sizeof held);
     const I wide = __builtin_convertvector(held, I);
     return (F)(((wide & 0x80) << 24) | ((wide & 0x7F) << 20)) * 0x1p120f;

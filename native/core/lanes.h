@@ -99,9 +99,9 @@ inline void store_half(uint16_t* to, F value) {
 
 // The first `count` (< kLanes) elements, the others 0. Nothing beyond is read or written.
 #if defined(__AVX512F__)
-inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
-inline F load_some(const float* from, int64_t count) { return (F)_mm512_maskz_loadu_ps(first(count), from); }
-inline void store_some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first(count), (__m512)value); }
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline F load_some(const float* from, int64_t count) { return (F)_mm512_maskz_loadu_ps(first_lanes(count), from); }
+inline void store_some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value); }
 #else
 inline F load_some(const float* from, int64_t count) {
     float whole[kLanes] = {};

@@ -17,7 +17,7 @@ constexpr int64_t kChunk = 240;  // rows at most; a block of theirs lies in a co
 constexpr int64_t kStrip = 4;    // times kBroad: panels that a thread takes together there
 
 template <int kValue>
-struct Rows {
+struct TileRows {
     static constexpr int value = kValue;
 };
 
@@ -25,14 +25,14 @@ struct Rows {
 // eight rows of groups are one tile, though its sums leave the registers: two of kTop would take 1.4 times as long.
 template <int kTop = kTall, class Body>
 ALLOTROPE_INLINE void with_height(int64_t rows, Body body) {
-    if (rows <= 1) return body(Rows<1>{});
+    if (rows <= 1) return body(TileRows<1>{});
     if constexpr (kTop > 4)
-        if (rows <= 4) return body(Rows<4>{});
+        if (rows <= 4) return body(TileRows<4>{});
     if constexpr (kTop < 8)
-        if (rows <= kTop) return body(Rows<kTop>{});
+        if (rows <= kTop) return body(TileRows<kTop>{});
     if constexpr (kTall > 8)
-        if (rows <= 8) return body(Rows<8>{});
-    return body(Rows<kTop>{});
+        if (rows <= 8) return body(TileRows<8>{});
+    return body(TileRows<kTop>{});
 }
 
 ALLOTROPE_INLINE int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -129,7 +129,7 @@ struct Chunk {
 };
 
 template <bool kGrouped, int kPanels>
-void meet(const Chunk& chunk, int64_t panel, int64_t begin, int64_t end, W* totals) {
+void meet_block(const Chunk& chunk, int64_t panel, int64_t begin, int64_t end, W* totals) {
     Groups groups = chunk.product->groups;
     groups.zeros = nullptr;  // taken off already
     for (int64_t t = 0; t < chunk.tiles(); ++t) {
@@ -164,9 +164,9 @@ void strip_of_many(const Chunk& chunk, int64_t panel, int64_t count) {
                 widen_block<Reader>(chunk, panel + c + i, begin, end, chunk.block + i * kBlock * kPanel);
             W* totals = chunk.totals + c / kBroad * size;
             if (here == kBroad)
-                meet<kGrouped, kBroad>(chunk, panel + c, begin, end, totals);
+                meet_block<kGrouped, kBroad>(chunk, panel + c, begin, end, totals);
             else
-                meet<kGrouped, 1>(chunk, panel + c, begin, end, totals);
+                meet_block<kGrouped, 1>(chunk, panel + c, begin, end, totals);
         }
     }
     for (int64_t c = 0; c < count; ++c) {

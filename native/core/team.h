@@ -8,7 +8,7 @@ namespace allotrope {
 
 class Barrier;
 
-// Everyone arrives, then everyone goes on; what was written before is seen by all after. See pool.cpp for how one waits.
+// Everyone arrives, then everyone goes on; what was written before is seen by all after. See waiting.cpp for how one waits.
 void meet(Barrier& gate, int count);
 
 // One thread's place in its team.
