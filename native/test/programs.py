@@ -44,6 +44,9 @@ class Recorder:
         self._last: Recorded | None = None
         self.vocab = self.programs = self.steps = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
     def Program(self, isa: str, threads: int, page_size: int) -> Recorded:  # noqa: N802 (the core's name)
         """A new one."""
         self.programs += 1
