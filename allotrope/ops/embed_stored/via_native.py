@@ -1,4 +1,4 @@
-"""Rows of a table in 16 bits in the native core: from a table of its own, or out of the layout that a tied head reads."""
+"""Rows of a table in 16 bits in the native core: from a table of its own, or out of the layout of a tied head."""
 
 from __future__ import annotations
 
