@@ -14,7 +14,7 @@ _LINEAR = "linear"
 
 
 def formats(plan: Plan) -> dict[str, str]:
-    """What most of the weights that are multiplied with are stored in, and with what; what keys and values are kept in."""
+    """What most multiplied weights are stored in, what they meet, and what keys and values are kept in."""
     counted = Counter[tuple[str, str]]()
     for call in plan.calls:
         if not call.op.startswith(_LINEAR):
