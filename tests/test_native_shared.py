@@ -86,7 +86,7 @@ def test_workspaces_grow_with_threads_so_the_number_matters() -> None:
 @pytest.mark.usefixtures("_threads")
 def test_engines_with_other_numbers_of_threads_answer_as_they_do_alone(tmp_path: Path) -> None:
     prompt, asked = "def mean(values):\n" * 30, SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=1)
-    options = {"tune": "off", "executor": "native", "max_batch": 4}
+    options = {"device": "cpu", "tune": "off", "executor": "native", "max_batch": 4}
     model = ROOT / "models" / "tinygal-draft"
     with LLM(model, threads=8, **options) as first, LLM(model, threads=1, **options) as second:
         together = [llm.generate([prompt], asked)[0].outputs[0].token_ids for llm in (first, second, first)]
@@ -97,7 +97,7 @@ def test_engines_with_other_numbers_of_threads_answer_as_they_do_alone(tmp_path:
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.02, 0.1])
 def test_closing_waits_for_another_threads_step(wait_s: float) -> None:
-    llm = LLM(ROOT / "models" / "tinygal-draft", tune="off", executor="native", threads=2)
+    llm = LLM(ROOT / "models" / "tinygal-draft", device="cpu", tune="off", executor="native", threads=2)
     told: list[BaseException] = []
 
     def generate() -> None:

@@ -15,6 +15,7 @@ from allotrope.ops.kv_rows import CODED, COMPUTE, scales_at
 
 _TOP = {"int8": 127.0, "fp8": 448.0, "fp16": 65504.0}
 _CODE = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp16": torch.float16}
+_NAN = 0x7E00  # in fp16
 
 
 def coded(values: Tensor, heads: int, form: str) -> Tensor:
@@ -22,8 +23,8 @@ def coded(values: Tensor, heads: int, form: str) -> Tensor:
     top = _TOP[form]
     if form not in CODED:
         kept = values.float()
-        kept = torch.where(kept.isfinite(), kept.clamp(-top, top), torch.nan)
-        return kept.to(_CODE[form]).contiguous().view(torch.uint8)
+        halves = kept.clamp(-top, top).to(_CODE[form]).contiguous().view(torch.int16)
+        return halves.masked_fill_(~kept.isfinite(), _NAN).view(torch.uint8)  # one NaN for all devices
     wide = torch.unflatten(values.float(), -1, (heads, -1))
     peak = wide.abs().amax(-1, keepdim=True)
     # A tensor, for by a number CUDA would not divide but multiply with its reciprocal.
