@@ -239,3 +239,12 @@ def _state(pid: int) -> str:
 def test_wrong_usage(forge: Forge, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     code, _, err = call(capsys, forge.built("llama"), *arguments)
     assert code == 2 and message in err and len(err.splitlines()) == 1, err
+
+
+def test_what_memory_gave_is_kept_and_its_median_counts() -> None:
+    samples = [Sample(0.1, 1.0, 0.0, 5, rate) for rate in (50e9, 70e9, 60e9)]
+    assert grid.read_rate(samples) == 60e9
+    assert [Sample.from_json(one.to_json()) for one in samples] == samples
+    unknown = Sample(0.1, 1.0, 0.0, 5)
+    assert grid.read_rate([unknown]) is None and Sample.from_json(unknown.to_json()) == unknown
+    assert grid.read_rate([unknown, samples[0]]) == 50e9

@@ -17,6 +17,7 @@ import pytest
 
 from allotrope import native
 from allotrope.api import LLM
+from allotrope.artifact import plan as plans
 from allotrope.artifact.engine import open_engine
 from allotrope.build import build
 from allotrope.cli import main
@@ -281,3 +282,15 @@ def test_a_closed_executor_says_so() -> None:
     runner.close()
     with pytest.raises(UsageError, match="has been closed"):
         runner.launch(one_step([1, 2], WANT_ALL))
+
+
+def test_what_every_step_reads_is_read_for_its_rate() -> None:
+    """Every matrix that is multiplied with, once; no table of which rows are looked up; and nothing after the end."""
+    engine = native_engine(LLAMA)
+    runner = native_executor(engine, threads=2)
+    slots = {plans.name(call.ins["weight"]) for call in engine.manifest.plan.calls if call.op == "linear"}
+    assert len(runner._multiplied) == len({place for place, _ in runner._multiplied}) == len(slots)
+    assert 1e7 < runner.read_rate() < 1e13
+    runner.close()
+    with pytest.raises(UsageError, match="has been closed"):
+        runner.read_rate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +206,10 @@ class Comparison:
         }
 
     def _cell(self, cell: Cell, turns: Turns, ceilings: Ceilings | None) -> dict[str, Any]:
-        ours = grid.figures(cell, self.journal.samples(cell, OURS))
+        samples = self.journal.samples(cell, OURS)
+        ours, read = grid.figures(cell, samples), grid.read_rate(samples)
+        if ceilings is not None and read is not None:  # memory as it was then, not as it once was
+            ceilings = replace(ceilings, read_bytes_per_s=read, cache_read_bytes_per_s={})
         limit = floors(self.engine.manifest.plan, cell, ceilings).to_json(cell, ours)
         peers = {runner.name: self._beside(cell, runner, turns) for runner in self.peers}
         return {
@@ -214,6 +217,7 @@ class Comparison:
             "beams": self._asked.beams,
             **ours,
             "format": self.form,
+            "read_bytes_per_s": read,
             **limit,
             "peers": peers,
             **grid.beside(ours, peers),

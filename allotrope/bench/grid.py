@@ -80,6 +80,7 @@ class Sample:
     total_s: float
     foreign: float
     peak_bytes: int
+    read_bytes_per_s: float | None = None  # what memory gave just after, where that was looked at
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -88,12 +89,20 @@ class Sample:
             "total_s": self.total_s,
             "foreign": round(self.foreign, 3),
             "peak_bytes": self.peak_bytes,
+            **({} if self.read_bytes_per_s is None else {"read_bytes_per_s": round(self.read_bytes_per_s)}),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Sample:
         """The sample that was kept."""
-        return cls(float(data["ctx_s"]), float(data["total_s"]), float(data["foreign"]), int(data["peak_bytes"]))
+        read = data.get("read_bytes_per_s")
+        return cls(
+            float(data["ctx_s"]),
+            float(data["total_s"]),
+            float(data["foreign"]),
+            int(data["peak_bytes"]),
+            None if read is None else float(read),
+        )
 
 
 def figures(cell: Cell, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -123,6 +132,12 @@ def figures(cell: Cell, samples: Sequence[Sample]) -> dict[str, Any]:
         "foreign": max(one.foreign for one in samples),
         "samples": len(samples),
     }
+
+
+def read_rate(samples: Sequence[Sample]) -> float | None:
+    """What memory gave in turns with the samples: the median; None where nobody looked."""
+    rates = [one.read_bytes_per_s for one in samples if one.read_bytes_per_s is not None]
+    return statistics.median(rates) if rates else None
 
 
 RATES = {"overall": "tokens_per_s", "prefill": "prefill_tokens_per_s", "decode": "decode_tokens_per_s"}

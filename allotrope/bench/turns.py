@@ -102,7 +102,8 @@ class Turns:
         whole = self._run(runner, cell, repeat, 1, cell.output, warm) if cell.output > 1 else first
         peak = max(one["memory"].get("device") or one["memory"]["peak"] for one in (first, whole))
         foreign = max(first["foreign"], whole["foreign"])
-        return Sample(first["seconds"], whole["seconds"], foreign, peak), whole["tokens"]
+        sample = Sample(first["seconds"], whole["seconds"], foreign, peak, whole["read_bytes_per_s"])
+        return sample, whole["tokens"]
 
     def _run(self, runner: Runner, cell: Cell, repeat: int, part: int, count: int, warm: int) -> dict[str, Any]:
         sets = [self._prompts(cell, repeat, part + 2 * spare) for spare in range(1 + _SPARE)]

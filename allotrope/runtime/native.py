@@ -37,6 +37,7 @@ from allotrope.units import shortage
 _KINDS = {TOKENS: 0, LOGITS: 1, SAMPLES: 2}
 _DTYPES = {"compute": 1, "fp32": 1, "int64": 6}
 _ABSENT = 0  # the core's first slot
+_READ_S, _MOST_GOES = 0.03, 200  # how long reading is looked at
 
 
 class _Done:
@@ -82,6 +83,7 @@ class NativeExecutor:
         self._program = Program(self.plan, Arrays(engine), device, threads)
         self._caches = _make_caches(self.plan, pages, page_size, poison)
         self._held: list[Any] = []  # weights whose memory nothing else keeps
+        self._multiplied: list[tuple[int, int]] = []  # where the weights lie that every step reads, and their bytes
         self._capacity = {TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}
         self._workspace(self._capacity)  # a tactic that cannot run here is fatal before the core is told of it
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
@@ -113,6 +115,17 @@ class NativeExecutor:
         timed = None if self._clock is None else self._clock.stepped()
         logits = self._logits[:count]
         return StepOutput(tokens, logprobs, candidates, finite, scored, logits, ended - began, idle, timed)
+
+    def read_rate(self) -> float:
+        """Bytes a second at which our threads, doing nothing else, read the weights that every step reads: its limit,
+        now and here. The faster of two goes counts, or of more where they are short."""
+        if self._core is None:
+            raise UsageError("the engine has been closed", remedy="open it again")
+        core, threads = native.find().core, self._program.threads
+        goes: list[float] = [core.read_all(self._multiplied, threads) for _ in range(2)]
+        while sum(goes) < _READ_S and len(goes) < _MOST_GOES:
+            goes.append(core.read_all(self._multiplied, threads))
+        return sum(size for _, size in self._multiplied) / min(goes)
 
     def close(self) -> None:
         """Let go of all memory. The executor is of no use afterwards."""
@@ -192,6 +205,8 @@ class NativeExecutor:
                 if id(array) not in weights:
                     self._held.append(array)  # one that was laid down anew is nobody else's
                     weights[id(array)] = core.fixed(describe(array))
+                    if bound.call.op.startswith("linear"):
+                        self._multiplied.append((describe(array)[0], array.nbytes))
                 return weights[id(array)]
             name = given.get(operand)
             if name is None:

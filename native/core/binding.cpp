@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "pool.h"
 #include "program.h"
+#include "reading.h"
 #include "series.h"
 #include "step_object.h"
 
@@ -140,6 +141,12 @@ NB_MODULE(_core, module) {
         return found;
     });
     module.def("team_of", team_of);
+    module.def("read_all", [](const std::vector<std::tuple<uintptr_t, int64_t>>& given, int threads) {
+        std::vector<Piece> pieces;
+        for (const auto& [address, bytes] : given) pieces.emplace_back(reinterpret_cast<const char*>(address), bytes);
+        nb::gil_scoped_release released;
+        return read_all(pieces, threads);
+    });
     module.def("workspace", [](const std::string& isa, const std::string& kernel, const std::vector<int64_t>& sizes,
                                int threads) { return workspace_of(isa_named(isa), kernel, sizes, threads); });
     module.def("run", run);

@@ -56,6 +56,11 @@ class _Model:
                 loop.step()
         return [generation.output().outputs[0] for generation in generations]
 
+    def read_rate(self) -> float | None:
+        """What memory gives at this moment; None where nobody can say."""
+        measured = getattr(self._opened.executor, "read_rate", None)
+        return None if measured is None else float(measured())
+
     def device_peak(self) -> int:
         if self._device != "cuda":
             return 0

@@ -116,6 +116,7 @@ class Worker:
             "goes": len(goes),
             "tokens": answer,
             "memory": _memory(self._model),
+            "read_bytes_per_s": self._model.read_rate() if hasattr(self._model, "read_rate") else None,
         }
 
     def do_warm(self, prompt: list[int]) -> dict[str, Any]:
