@@ -24,6 +24,7 @@ class Pace {
     void decide(double slowness, int64_t lasted_ns);
 
     int most_, size_;
+    int poor_ = 0;               // windows in a row that were poor
     int settled_ = 0;            // while another size is tried: the one that it must beat; else 0
     double settled_slowness_ = 0;
     int64_t wall_ns_ = 0, work_ns_ = 0;  // of this window

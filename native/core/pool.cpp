@@ -49,8 +49,9 @@ struct Pool {
     std::mutex one;  // a step at a time
     pid_t owner = 0;
     std::vector<std::unique_ptr<Worker>> workers;
-    Cpus cpus;            // the callers', when the workers were last put in their places
-    int placed = 1;       // for a team of so many
+    Cpus cpus;       // the callers', when the workers were last put in their places
+    int placed = 1;  // for a team of so many
+    int caller = 0;  // the CPU that the caller was on then
     unsigned steps = 0;
     // Of the step that runs: written before the calls, read by who was called until he reports.
     int count = 1;
@@ -92,7 +93,7 @@ void take_part(Pool& pool, int index) {
 void put_in_place(Pool& pool, int count) {
     const cpu_set_t& all = pool.cpus.set;
     const bool whole = CPU_COUNT(&all) == count;
-    const int caller = sched_getcpu();
+    const int caller = pool.caller = sched_getcpu();
     int mine[CPU_SETSIZE], found = 0, here = 0;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
         if (!CPU_ISSET(cpu, &all)) continue;
@@ -110,6 +111,7 @@ void put_in_place(Pool& pool, int count) {
 }
 #else
 void put_in_place(Pool&, int) {}
+int sched_getcpu() { return 0; }
 #endif
 
 void serve(Pool* pool, Worker* self, int index) {
@@ -156,16 +158,17 @@ int hire(Pool& pool, int count) {
     return count;
 }
 
-// Workers stay in their places until the team is larger than ever, or the process is given other CPUs, for which one
-// step in many looks.
+// Workers stay in their places until the team is larger than ever, the caller has been moved, perhaps to where one of
+// them is, or the process is given other CPUs, for which one step in many looks.
 void place(Pool& pool, int count) {
     constexpr unsigned kOften = 256;
-    const bool larger = count > pool.placed;
-    if (!larger && (count == 1 || pool.steps++ % kOften != 0)) return;
+    if (count == 1) return;
+    const bool anew = count > pool.placed || sched_getcpu() != pool.caller;
+    if (!anew && pool.steps++ % kOften != 0) return;
     const Cpus now;
-    if (!larger && now == pool.cpus) return;
+    if (!anew && now == pool.cpus) return;
     pool.cpus = now;
-    pool.placed = larger ? count : pool.placed;
+    if (count > pool.placed) pool.placed = count;
     put_in_place(pool, pool.placed);
 }
 
