@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +55,8 @@ def to_gpu(arrays: Mapping[str, tuple[Raw, str]], device: str) -> dict[str, torc
         stream.synchronize()
 
     torch.cuda.current_stream().synchronize()  # whoever held this memory before has done with it
+    from concurrent.futures import ThreadPoolExecutor  # a megabyte that a CPU has no use for
+
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(work, range(_THREADS)))  # raises what a thread raised
     return found
