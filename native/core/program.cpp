@@ -215,9 +215,12 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
 }
 
 void Program::poison() {
+    const auto fill = [](const Memory& memory) {
+        if (memory.bytes() != 0) std::memset(memory.at(), 0xFF, memory.bytes());
+    };
     for (const auto* group : {&memory_, &shared_})
-        for (const Memory& memory : *group) std::memset(memory.at(), 0xFF, memory.bytes());
-    if (workspace_.bytes()) std::memset(workspace_.at(), 0xFF, workspace_.bytes());
+        for (const Memory& memory : *group) fill(memory);
+    fill(workspace_);
 }
 
 // Whatever would make a kernel read or write where nothing of ours is. Token ids are the callers' to check.
