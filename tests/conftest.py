@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from allotrope import settings
+from allotrope import native, settings
 
 if TYPE_CHECKING:  # tests of integers alone need not wait for torch
     from tests.narrow_engines import Narrow
@@ -62,3 +62,11 @@ def narrow(forge: Forge) -> Narrow:
     from tests.narrow_engines import Narrow
 
     return Narrow(forge)
+
+
+@pytest.fixture
+def native_threads() -> Iterator[None]:
+    """Whatever a test sets is taken back."""
+    before = native.threads()
+    yield
+    native.set_threads(before)

@@ -85,14 +85,7 @@ def tactics(op: str) -> list[NativeTactic]:
     return [tactic for tactic in registry.tactics(op) if isinstance(tactic, NativeTactic)]
 
 
-@pytest.fixture
-def _threads() -> Iterator[None]:
-    before = native.threads()
-    yield
-    native.set_threads(before)
-
-
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("native_threads")
 @pytest.mark.parametrize("problem", list(problems()), ids=lambda problem: problem.key())
 def test_right_and_the_same_bits_for_any_number_of_threads(problem: Problem) -> None:
     case = check.prepare(problem, CPU, 3)
@@ -112,7 +105,7 @@ def test_right_and_the_same_bits_for_any_number_of_threads(problem: Problem) -> 
 ONE_OF_EACH = {problem.op: problem for problem in problems()}
 
 
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("native_threads")
 @pytest.mark.parametrize("op", [op for op, problem in ONE_OF_EACH.items() if op != "kv_write"])
 def test_a_row_has_its_bits_in_any_company(op: str) -> None:
     native.set_threads(2)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +50,7 @@ def alone(script: str) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def _threads() -> Iterator[None]:
-    before = native.threads()
-    yield
-    native.set_threads(before)
-
-
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("native_threads")
 @pytest.mark.parametrize("own", [1, 3, 8])
 def test_an_executor_keeps_its_threads_whatever_is_set_later(own: int) -> None:
     runner = native_executor(native_engine(LLAMA), threads=own)
@@ -73,7 +65,7 @@ def test_an_executor_keeps_its_threads_whatever_is_set_later(own: int) -> None:
     runner.close()
 
 
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("native_threads")
 def test_workspaces_grow_with_threads_so_the_number_matters() -> None:
     needed = []
     for count in (1, 8):
@@ -83,7 +75,7 @@ def test_workspaces_grow_with_threads_so_the_number_matters() -> None:
     assert needed[0] < needed[1]
 
 
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("native_threads")
 def test_engines_with_other_numbers_of_threads_answer_as_they_do_alone(tmp_path: Path) -> None:
     prompt, asked = "def mean(values):\n" * 30, SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=1)
     options = {"device": "cpu", "tune": "off", "executor": "native", "max_batch": 4}

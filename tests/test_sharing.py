@@ -27,28 +27,32 @@ def owner(plan: Plan, slot: str) -> str:
     return name
 
 
-def walk(plan: Plan) -> None:
-    """Forwards, with what lies where: the other way round than the module finds it."""
-    found, lies = regions(plan), dict[int, str]()
-    whole = {name for name, spec in plan.buffers.items() if spec.of is None}
-    assert found.keys() == whole
+def misled(plan: Plan) -> list[str]:
+    """The calls that would find another's values, or write where they read: a walk forwards, with what lies where.
+
+    The module finds it the other way round.
+    """
+    found, lies, wrong = regions(plan), dict[int, str](), []
+    assert found.keys() == {name for name, spec in plan.buffers.items() if spec.of is None}
     for call in plan.calls:
         reads = {owner(plan, slot) for slot in call.ins.values() if plans.kind(slot) == "b"}
         writes = {owner(plan, slot) for slot in call.outs.values() if plans.kind(slot) == "b"}
-        assert all(lies[found[buffer]] == buffer for buffer in reads), call.path
-        assert len({found[buffer] for buffer in reads | writes}) == len(reads | writes), call.path
+        found_own = all(lies.get(found[buffer]) == buffer for buffer in reads)
+        if not found_own or len({found[buffer] for buffer in reads | writes}) < len(reads | writes):
+            wrong.append(call.path)
         lies |= {found[buffer]: buffer for buffer in writes}
+    return wrong
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_who_reads_finds_what_was_written_for_him(name: str) -> None:
-    walk(plan_of(RECIPES[name]))
+    assert misled(plan_of(RECIPES[name])) == []
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_in_every_familys_fused_plan_too(tmp_path: Path, kind: str) -> None:
     built = build(str(checkpoint(kind, tmp_path / "ckpt")), tmp_path / "engine", weights="int8", **QUICK)
-    walk(built.manifest.plan)
+    assert misled(built.manifest.plan) == []
 
 
 @pytest.mark.parametrize("name", RECIPES)

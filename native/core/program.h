@@ -85,7 +85,8 @@ class Program {
     void reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes, char* logits);
     void poison();
 
-    // Computes a step, and throws if another is being computed or this one is none; false if it has more rows of a kind than room was made for. `needed` then says how many.
+    // Computes a step, and throws if another is being computed or this one is none; false if it has more rows of a kind
+    // than room was made for. `needed` then says how many.
     bool launch(const StepInput& step, const StepOutput& out);
     const std::vector<int64_t>& needed() const { return counts_; }
 
