@@ -42,7 +42,8 @@ def test_codes_and_what_they_mean_are_the_cpus(form: str, dtype: torch.dtype, gp
     assert torch.equal(there.cpu(), rows)
     meant = decoded(there, 5, 80, form, dtype).cpu()
     expected = decoded(rows, 5, 80, form, dtype)
-    assert torch.equal(meant.isnan(), expected.isnan()) and expected.isnan().sum() == 80
+    lost = 1 if form == "fp16" else 80  # where a head has one scale, it takes all of the head's values with it
+    assert torch.equal(meant.isnan(), expected.isnan()) and expected.isnan().sum() == lost
     assert torch.equal(meant.nan_to_num(0), expected.nan_to_num(0))  # a NaN's other bits are each device's own
 
 

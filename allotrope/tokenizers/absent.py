@@ -12,6 +12,7 @@ class AbsentVocabulary:
     """No text: reading one is an error in words, and every id stands for nothing."""
 
     leading_space = False
+    frame = None
     size = 0
     specials: Mapping[str, int] = {}
 

@@ -16,11 +16,18 @@ ALWAYS_READ = 64 << 10  # bytes of text that take no time worth a thought
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most that many tokens
 
 
+Frame = tuple[list[int], list[int]]  # ids before and after a text
+
+
 class Vocabulary(Protocol):
     """Text to ids and back, without what a checkpoint's settings add."""
 
     size: int  # one more than the largest id
     leading_space: bool  # the vocabulary puts a space before a text, so decoding drops one
+
+    @property
+    def frame(self) -> Frame | None:
+        """What its own file puts around a text, where that says anything."""
 
     @property
     def specials(self) -> Mapping[str, int]:

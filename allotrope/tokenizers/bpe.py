@@ -17,8 +17,6 @@ from allotrope.tokenizers.hf import LibraryVocabulary
 from allotrope.tokenizers.side_files import Added, SideFiles
 from allotrope.tokenizers.tokenizer_json import MAX_TOKENS, check_ids, check_merges
 
-# Hugging Face's names, OpenAI's, and those under which fairseq and metaseq (OPT) publish.
-PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("gpt2-vocab.json", "gpt2-merges.txt"))
 MAX_BYTES = 32 * MIB
 GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast", "OPTTokenizer", "CodeGenTokenizer", "CodeGenTokenizerFast")
 QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")

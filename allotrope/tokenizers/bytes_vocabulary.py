@@ -16,6 +16,7 @@ class ByteVocabulary:
     """256 bytes from id 3 on; 0 is padding, 1 begins and 2 ends a text; any other id shows as ⟨id⟩."""
 
     leading_space = False
+    frame = None
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -9,13 +9,11 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 
 from allotrope.errors import TokenizerError
+from allotrope.tokenizers.base import Frame
 from allotrope.tokenizers.side_files import Added
 
 # A private-use character that stands before a text which continues another, so that no space is put before it.
 MARK = "\U0010fffd"
-
-
-Frame = tuple[list[int], list[int]]  # ids before and after a text
 
 
 class LibraryVocabulary:

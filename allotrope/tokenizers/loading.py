@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allotrope.errors import TokenizerError
-from allotrope.tokenizers import bpe, bytes_vocabulary, side_files, tokenizer_json
+from allotrope.tokenizers import bytes_vocabulary, side_files
 from allotrope.tokenizers.base import Tokenizer, Vocabulary
 from allotrope.tokenizers.chat import ChatMl, Template
 from allotrope.tokenizers.files import check_inside
-from allotrope.tokenizers.hf import LibraryVocabulary
 from allotrope.tokenizers.jinja_template import JinjaTemplate
 from allotrope.tokenizers.side_files import SideFiles
 
 if TYPE_CHECKING:
     from allotrope.tokenizers.sentencepiece_model import SentencepieceVocabulary
 
+# GPT-2's two files by Hugging Face's names, by OpenAI's, and by those under which fairseq and metaseq (OPT) publish.
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("gpt2-vocab.json", "gpt2-merges.txt"))
 # Of several kinds in one folder the first of these is taken: tokenizer.json is complete in itself and what the
 # publishers' libraries prefer; bytes.json is this project's own and never beside a real vocabulary.
 KINDS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("tokenizer.json", (("tokenizer.json",),)),
     ("sentencepiece", (("tokenizer.model",),)),
     ("tiktoken", (("*.tiktoken",),)),
-    ("vocabulary and merges", bpe.PAIRS),
+    ("vocabulary and merges", PAIRS),
     ("bytes", (("bytes.json",),)),
 )
 QWEN_CLASSES = ("QWenTokenizer", None)
@@ -100,6 +101,8 @@ def _vocabulary(found: Found, side: SideFiles) -> tuple[Vocabulary, SideFiles]:
     first = found.paths[0]
     match found.kind:
         case "tokenizer.json":
+            from allotrope.tokenizers import tokenizer_json
+
             return tokenizer_json.load(first, side.added), side
         case "sentencepiece":
             from allotrope.tokenizers import sentencepiece_model
@@ -113,6 +116,8 @@ def _vocabulary(found: Found, side: SideFiles) -> tuple[Vocabulary, SideFiles]:
             end = qwen_ranks.NAMED[0]
             return qwen_ranks.load(first), replace(side, names={"eos_token": end, "pad_token": end})
         case "vocabulary and merges":
+            from allotrope.tokenizers import bpe
+
             return bpe.load(first, found.paths[1], side)
         case _:
             names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
@@ -143,9 +148,8 @@ def _frame(
     vocabulary: Vocabulary, side: SideFiles, bos: int | None, eos: int | None
 ) -> tuple[Sequence[int], Sequence[int]]:
     """What goes around a text: as the settings say, else as the file's own post-processor does."""
-    own = vocabulary.frame if isinstance(vocabulary, LibraryVocabulary) else None
-    if side.add_bos is None and side.add_eos is None and own is not None:
-        return own
+    if side.add_bos is None and side.add_eos is None and vocabulary.frame is not None:
+        return vocabulary.frame
     return (
         [bos] if side.add_bos and bos is not None else [],
         [eos] if side.add_eos and eos is not None else [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from allotrope.errors import TokenizerError
-from allotrope.tokenizers.hf import Frame
+from allotrope.tokenizers.base import Frame
 
 
 def frame(value: object, where: str) -> Frame | None:

@@ -31,6 +31,7 @@ class RankVocabulary:
     """The tiktoken library's merging after NFC; the special ids follow the ranks, however many there are."""
 
     leading_space = False
+    frame = None
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
         names = (*NAMED, *(f"<|extra_{number}|>" for number in range(EXTRAS)))

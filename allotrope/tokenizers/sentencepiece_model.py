@@ -29,6 +29,8 @@ RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 class SentencepieceVocabulary:
     """The library's own segmentation; decoding by each piece's bytes, so that text can stream."""
 
+    frame = None
+
     def __init__(self, model: bytes, added: Iterable[Added], *, legacy: bool, where: str) -> None:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
