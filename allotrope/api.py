@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from allotrope.errors import RequestError, UsageError
 from allotrope.runtime.asynchronous import AsyncEngine, Stream
 from allotrope.runtime.generation import Generation
-from allotrope.runtime.loop import Loop
+from allotrope.runtime.loop import HOLD_S, STREAMED_HOLD_S, Loop
 from allotrope.runtime.opening import Opened, open_folder
 from allotrope.runtime.options import RuntimeOptions
 from allotrope.runtime.outputs import CompletionOutput, Delta, Logprob, RequestOutput, Usage
@@ -69,7 +69,7 @@ class LLM:
                 loop.submit(generation)
             for generation in generations:
                 while not generation.ended:
-                    loop.step()
+                    loop.step(HOLD_S)
         finally:
             _leave(loop, generations)
         with loop.lock:  # another thread's step may have ended one and be about to add its text
@@ -194,7 +194,7 @@ def _deltas(loop: Loop, generations: list[Generation]) -> Generator[Delta, None,
         left = set(generations)
         while left:
             with loop.lock:
-                loop.step()
+                loop.step(STREAMED_HOLD_S)
                 deltas = [delta for generation in changed for delta in generation.news()]
                 left -= {generation for generation in changed if generation.ended}
                 changed.clear()

@@ -40,6 +40,8 @@ class Fake:
     busy_s: float = 0.0
     idle_s: float = 0.0
 
+    repeats = False
+
     def launch(self, step: StepInput) -> Done:
         self.on_launch(step)
         ends = step.first + np.diff(step.starts)

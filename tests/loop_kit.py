@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,18 @@ class Waiting:
 
 @dataclass
 class Device:
-    """The executor. `ready` says whether a step is over before anybody waits for it, `fails` which one breaks."""
+    """The executor. `ready` says whether a step is over before anybody waits for it, `fails` which one breaks.
+
+    Of a step that repeats it computes as many as `patience` gives it time for; `spoilt` steps hold NaN in their first row.
+    """
 
     pages: int = 64
     page_size: int = 4
     ready: Callable[[int], bool] = lambda number: False
     fails: Callable[[str, int], bool] = lambda when, number: False
+    repeats: bool = False
+    patience: Callable[[int], int] = lambda number: 1000
+    spoilt: Callable[[int], bool] = lambda position: False
     events: list[tuple[str, int]] = field(default_factory=list)
     steps: list[StepInput] = field(default_factory=list)
     closed: bool = False
@@ -74,10 +80,24 @@ class Device:
         self.events.append(("launch", number))
         if self.fails("launch", number):
             raise Broken("while launching")
-        return Waiting(self, number, self._compute(step))
+        return Waiting(self, number, self._compute(step) if step.repeats == 1 else self._repeat(step, number))
 
     def close(self) -> None:
         self.closed = True
+
+    def _repeat(self, step: StepInput, number: int) -> StepOutput:
+        assert self.repeats and step.hold_s > 0 and step.sample.all() and (np.diff(step.starts) == 1).all()
+        outputs: list[StepOutput] = []
+        for again in range(min(step.repeats, self.patience(number))):
+            rest = {"tokens": np.full(step.rows, LAST_DRAWN, np.int32)} if again else {}
+            outputs.append(self._compute(replace(step, first=step.first + again, **rest)))
+            drawn = outputs[-1].tokens
+            if not outputs[-1].finite.all() or any(drawn[row] == token for row, token in step.ends.tolist()):
+                break
+        tokens, logprobs, finite = (
+            np.stack([getattr(output, name) for output in outputs]) for name in ("tokens", "logprobs", "finite")
+        )
+        return replace(outputs[-1], tokens=tokens, logprobs=logprobs, finite=finite)
 
     def _compute(self, step: StepInput) -> StepOutput:
         for source, target in step.page_copies.tolist():
@@ -102,6 +122,7 @@ class Device:
                 logprobs[row] = truth[token]
             scored.append(tuple(self._scores(step, row, seen, positions)))
         finite = np.ones(step.rows, np.bool_)
+        finite[0] = not self.spoilt(int(step.first[0]))
         return StepOutput(tokens, logprobs, tuple(likely), finite, tuple(scored), busy_s=0.5, idle_s=0.25)
 
     @staticmethod

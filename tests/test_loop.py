@@ -53,9 +53,9 @@ def asked(tokenizer: Tokenizer) -> Asked:
     ]
 
 
-def finish(loop: Loop, generations: list[Generation]) -> list[RequestOutput]:
+def finish(loop: Loop, generations: list[Generation], hold_s: float = 0.0) -> list[RequestOutput]:
     while not all(generation.ended for generation in generations):
-        loop.step()
+        loop.step(hold_s)
     loop.drain()
     check_idle(loop)
     return [comparable(generation) for generation in generations]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from allotrope.errors import NumericalError
+from allotrope.runtime.loop import HOLD_S
 from allotrope.runtime.opening import Opened
 from allotrope.runtime.sampling_params import SamplingParams
 from allotrope.tokenizers import Tokenizer
@@ -48,7 +49,7 @@ def by_engine(
             loop.submit(generation)
         left = set(generations)
         while left:
-            loop.step()
+            loop.step(HOLD_S)
             ended = {generation for generation in left if generation.ended}
             left -= ended
             if ended:

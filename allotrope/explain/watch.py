@@ -38,6 +38,8 @@ def _told(ranges: Ranges | None, name: str, do: Callable[P, T]) -> Callable[P, T
 class _Executor:
     """Hands steps on and notes when they were launched."""
 
+    repeats = False
+
     def __init__(self, executor: Executor, notes: Notes) -> None:
         self._launch, self._launched = _told(notes.ranges, LAUNCHING, executor.launch), notes.launched.append
 
@@ -58,9 +60,9 @@ class _Scheduler:
         self._want, self._sample = notes.want.append, notes.sample.append
         self._gave, self._silent = notes.outputs.append, notes.silent
 
-    def plan_step(self) -> StepInput | None:
+    def plan_step(self, hold_s: float = 0.0) -> StepInput | None:
         self._planned(perf_counter())
-        step = self._plan()
+        step = self._plan(hold_s)
         self._planned(perf_counter())
         if step is None:
             self._notes.unplanned()

@@ -24,6 +24,8 @@ class Draft:
     prompts: set[Request] = field(default_factory=set)  # of whose prompts some is computed in this step
     scored: list[int] = field(default_factory=list)  # rows of prompts whose log-probabilities were asked for
     waits: bool = False  # somebody's next step needs what this one draws
+    repeats: int = 1  # as in a step's input
+    hold_s: float = 0.0
 
     def add(self, request: Request, count: int) -> None:
         """The request's next `count` tokens, of which only the last may be unknown."""

@@ -83,6 +83,8 @@ class EagerExecutor:
         """
         return self._launch(step, tap).wait()
 
+    repeats = False
+
     def launch(self, step: StepInput) -> Pending:
         """Start a step; on a CPU it is computed at once."""
         return self._launch(step)

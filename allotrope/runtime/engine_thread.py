@@ -17,7 +17,7 @@ from functools import partial
 
 from allotrope.errors import AllotropeError, UsageError
 from allotrope.runtime.generation import Generation
-from allotrope.runtime.loop import Loop
+from allotrope.runtime.loop import STREAMED_HOLD_S, Loop
 from allotrope.runtime.mailbox import Letter, Mailbox, Outbox
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class EngineThread:
 
     def _step(self) -> None:
         try:
-            changed = self._loop.step()
+            changed = self._loop.step(STREAMED_HOLD_S)
         except Exception as error:
             if not self._survives(error):
                 raise

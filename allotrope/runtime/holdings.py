@@ -110,6 +110,20 @@ class Holdings:
         request.pages += own
         return True
 
+    def extend(self, requests: Sequence[Request], more: int) -> int:
+        """Pages for so many positions of each beyond those planned, or for as many as there is room for; their number."""
+
+        def lacking(request: Request) -> int:
+            return max(self.pages_for(request.planned + more) - len(request.pages), 0)
+
+        while sum(map(lacking, requests)) > self.room:
+            more -= 1
+        for request in requests:
+            own = self.pool.take(lacking(request))
+            self.table.put(request.slot, len(request.pages), own)
+            request.pages += own
+        return more
+
     def grow_beams(self, request: Request, beams: BeamRows) -> None:
         """The same for each beam, out of what was promised."""
         start = len(request.pages) + len(beams.tails[0])

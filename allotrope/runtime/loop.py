@@ -9,6 +9,9 @@ What a step does not need to know, it does not wait for: a request that decodes 
 device drew last. So whether a request has ended shows a step late, and what was computed for it meanwhile is
 discarded. `skip_step` and `check_step` look less often still: the first steps after an idle moment are not
 looked at, and after them only at every so many, all but the newest at once. Results are the same for all.
+
+A CPU computes while it launches. There whoever steps says how long tokens may be held back, and as many steps as fit
+into that are one launch, as long as they follow from each other.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ from allotrope.runtime.stops import TextStream
 
 if TYPE_CHECKING:
     from allotrope.tokenizers import Tokenizer
+
+
+HOLD_S = 0.05  # where only whole answers are looked at
+STREAMED_HOLD_S = 0.004  # where somebody reads along
 
 
 @dataclass(frozen=True)
@@ -138,15 +145,19 @@ class Loop:
                 request.error = error
         self._end(generation, "error")
 
-    def step(self) -> list[Generation]:
-        """Launch the next step and take in what is to be looked at. Returns who has new tokens or ended."""
+    def step(self, hold_s: float = 0.0) -> list[Generation]:
+        """Launch the next step and take in what is to be looked at. Returns who has new tokens or ended.
+
+        Steps that follow from each other are launched as one where the executor can, each but the first before
+        `hold_s` have passed.
+        """
         with self.lock:
             changed: dict[Generation, None] = {}
             self._stepping = True
             try:
                 while self._flight and self.scheduler.wants_commit:
                     self._take(changed)
-                left = self._launch()
+                left = self._launch(hold_s)
                 while len(self._flight) > left:
                     self._take(changed)
             except BaseException:
@@ -170,10 +181,10 @@ class Loop:
         own = {"busy_s": self._busy_s, "idle_s": self._idle_s, "idle_share": self._idle_s / total if total else 0.0}
         return asdict(self.scheduler.metrics()) | own
 
-    def _launch(self) -> int:
+    def _launch(self, hold_s: float) -> int:
         """Launch the next step, if there is one; returns how many may stay unread."""
         self._at_work = None
-        step = self.scheduler.plan_step()
+        step = self.scheduler.plan_step(hold_s if self._executor.repeats else 0.0)
         if step is None:
             if not self._flight and self.scheduler.busy:
                 raise RuntimeError("the scheduler has requests, no step in flight and no next step")

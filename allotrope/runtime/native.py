@@ -91,6 +91,7 @@ class NativeExecutor:
         self._clock = CoreClock(self._core, self.plan) if timed else None
         self._reserve(self._capacity)
         self._ended: float | None = None
+        self.repeats = not (timed or poison)  # each step is to be seen, or filled, by itself
 
     def launch(self, step: StepInput) -> Pending:
         """Compute a step."""
@@ -101,8 +102,9 @@ class NativeExecutor:
         core = self._core
         if core is None:
             raise UsageError("the engine has been closed", remedy="open it again")
-        began, rows = time.perf_counter(), len(step.slots)
-        tokens, logprobs, finite = np.empty(rows, np.int32), np.empty(rows, np.float32), np.empty(rows, np.bool_)
+        began, rows, repeats = time.perf_counter(), len(step.slots), step.repeats
+        shape = rows if repeats == 1 else (repeats, rows)
+        tokens, logprobs, finite = np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.bool_)
         if self._poison:
             core.poison()
             self._logits.fill(np.nan)
@@ -110,6 +112,9 @@ class NativeExecutor:
             needed = dict(zip(_KINDS, core.needed(), strict=True))
             self._reserve({kind: max(count, self._capacity[kind]) for kind, count in needed.items()})
         candidates, scored = self._reports(step, finite) if core.reported()[0] else (((),) * rows, ())
+        if repeats > 1:
+            done = core.repeated()
+            tokens, logprobs, finite = tokens[:done], logprobs[:done], finite[:done]
         ended = time.perf_counter()
         idle, self._ended = 0.0 if self._ended is None else began - self._ended, ended
         timed = None if self._clock is None else self._clock.stepped()

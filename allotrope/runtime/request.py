@@ -92,6 +92,12 @@ class Request:
         return 1 if self.group is None else self.group.width
 
     @property
+    def draws_only(self) -> bool:
+        """Whether, once it decodes, its next step follows from its token, and that token is all that is asked of one."""
+        plain = self.adjuster is None and self.group is None
+        return plain and not self.params.logprobs and not self.params.stop
+
+    @property
     def wants_scores(self) -> bool:
         """Whether log-probabilities of its prompt were asked for and are not there yet."""
         return self.params.prompt_logprobs is not None and len(self.prompt_scores) < self.prompt_len - 1

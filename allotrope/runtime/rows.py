@@ -9,9 +9,7 @@ import numpy as np
 
 from allotrope.runtime.draft import Draft
 from allotrope.runtime.request import Request
-from allotrope.runtime.step import WANT_LAST, WANT_NONE, Adjustments, Ints, StepInput
-
-_NO_COPIES = np.zeros((0, 2), np.int32)
+from allotrope.runtime.step import NO_PAIRS, WANT_LAST, WANT_NONE, Adjustments, Ints, StepInput
 
 
 class RowTable:
@@ -32,6 +30,7 @@ class RowTable:
         }
         self._last: tuple[list[int], list[int], list[bool]] = ([], [], [])  # the rows that `_same` was gathered for
         self._same: dict[str, Any] = {}
+        self._ends: Ints | None = None  # of the same rows; None: nobody has asked
 
     def admit(self, request: Request, slot: int) -> None:
         """Fill a slot for a request, without pages."""
@@ -60,16 +59,26 @@ class RowTable:
         first = np.array(draft.first, np.int32)
         ends = first + np.array(draft.counts, np.int32)
         same = self._gather_facts(draft)
-        width = -(-int(ends.max()) // self.page_size)  # only the pages that this step reads or writes
+        width = -(
+            -(int(ends.max()) + draft.repeats - 1) // self.page_size
+        )  # only the pages that this step reads or writes
         return StepInput(
             first=first,
             tokens=np.array(draft.tokens, np.int32),
             pages=self._pages[same["slots"], :width],
-            page_copies=np.array(draft.copies, np.int32) if draft.copies else _NO_COPIES,
+            page_copies=np.array(draft.copies, np.int32) if draft.copies else NO_PAIRS,
             adjust=_adjustments(draft) if draft.adjusted else None,
             **same,
             **(_scores(draft, same["starts"]) if draft.scored else {}),
+            **(self._repeated(draft) if draft.repeats > 1 else {}),
         )
+
+    def _repeated(self, draft: Draft) -> dict[str, Any]:
+        """How often, and what ends it: likewise the same as long as the rows are."""
+        if self._ends is None:
+            pairs = [(row, token) for row, request in enumerate(draft.requests) for token in request.stop_ids]
+            self._ends = np.array(pairs, np.int32) if pairs else NO_PAIRS
+        return {"repeats": draft.repeats, "hold_s": draft.hold_s, "ends": self._ends}
 
     def _gather_facts(self, draft: Draft) -> dict[str, Any]:
         """What is the same as in the last step where that had the same rows: nobody changes a step's arrays."""
@@ -83,7 +92,7 @@ class RowTable:
             same["slots"], same["starts"] = slots, starts
             same["want"] = np.where(draws, np.uint8(WANT_LAST), np.uint8(WANT_NONE))
             same["sample"] = draws & self._samples[slots]
-            self._last, self._same = rows, same
+            self._last, self._same, self._ends = rows, same, None
         return self._same
 
 

@@ -11,6 +11,9 @@ first can always finish; nobody waits for ever, unless under "priority" more urg
 
 Steps may be planned while others are in flight. The tokens that those draw are then unknown here; what is
 known is how many there will be, and that is all that planning needs, except where a request says otherwise.
+
+Where nobody waits, and everybody who runs does nothing but draw its next token, the next steps follow from each other.
+They may then be planned as one, which its executor repeats until a token ends somebody or too much time has passed.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from allotrope.runtime.request import Request
 from allotrope.runtime.step import Candidates, StepInput, StepOutput
 
 POLICIES = ("fcfs", "priority")
+MOST_REPEATS = 32  # steps in one: by then what planning one costs is spread thin
 
 
 def _order(request: Request) -> tuple[int, int]:
@@ -148,8 +152,11 @@ class Scheduler:
         request.finish_reason, request.stop_reason, request.parent = reason, stop_reason, None
         finished[reason] = finished.get(reason, 0) + 1
 
-    def plan_step(self) -> StepInput | None:
-        """The next step's input; None if nothing can be computed now. Each plan must be committed, in order."""
+    def plan_step(self, hold_s: float = 0.0) -> StepInput | None:
+        """The next step's input; None if nothing can be computed now. Each plan must be committed, in order.
+
+        It may stand for several steps, none of which is begun after `hold_s`.
+        """
         draft, prompts = Draft(self.max_batched_tokens), []
         self._short = False
         for request in tuple(self.running):
@@ -167,6 +174,8 @@ class Scheduler:
         if not draft.requests:
             self._short = True  # all there is to do is in flight
             return None
+        if hold_s > 0 and self._repeatable(draft):
+            self._repeat(draft, hold_s)
         self._flight.append(draft)
         return self._holdings.table.gather(draft)
 
@@ -186,6 +195,8 @@ class Scheduler:
         """
         draft, page = self._flight.popleft(), self.page_size
         self._short = False
+        if draft.repeats > 1:
+            return self._commit_repeated(draft, output)
         self._counts.steps += 1
         self._counts.computed_tokens += len(draft.tokens)
         tokens, logprobs, finite = output.tokens.tolist(), output.logprobs.tolist(), output.finite.tolist()
@@ -216,6 +227,32 @@ class Scheduler:
                 changed.append(request)
         return changed
 
+    def _commit_repeated(self, draft: Draft, output: StepOutput) -> list[Request]:
+        """The same for a step that stands for several. Only its last token ends a request, or fails it."""
+        done = len(output.tokens)
+        self._counts.steps += done
+        self._counts.computed_tokens += done * len(draft.tokens)
+        tokens, logprobs = output.tokens.T.tolist(), output.logprobs.T.tolist()
+        finite = output.finite[-1].tolist()
+        changed = [request for request in draft.requests if request.finish_reason is None]
+        for row, (request, first) in enumerate(zip(draft.requests, draft.first, strict=True)):
+            if request.finish_reason is not None:
+                continue
+            drawn = done if finite[row] else done - 1
+            self._counts.output_tokens += drawn
+            request.pending = 0
+            request.tokens += tokens[row][:drawn]
+            request.logprobs += logprobs[row][:drawn]
+            request.candidates += [()] * drawn
+            if not finite[row]:
+                self._fail(request)
+                continue
+            request.planned = request.computed = first + done
+            if request.computed // self.page_size > request.prefixed:
+                self._holdings.remember(request)
+            self._end(request, tokens[row][-1])
+        return changed
+
     def _draw(self, request: Request, token: int, logprob: float, candidates: Candidates) -> None:
         """One more token of output, which may be the last."""
         if len(request.tokens) == request.prompt_len and not request.index:
@@ -228,6 +265,10 @@ class Scheduler:
         if request.adjuster is not None:
             request.adjuster.push(token)
             request.needs_tokens = request.adjuster.needs_tokens
+        self._end(request, token)
+
+    def _end(self, request: Request, token: int) -> None:
+        """End a request whose last token, this one, says so."""
         if token in request.stop_ids:
             self.finish(request, "stop", token)
         elif len(request.tokens) > request.positions:
@@ -264,6 +305,18 @@ class Scheduler:
             if not self._give_way(request):
                 return
         draft.add(request, 1)
+
+    def _repeatable(self, draft: Draft) -> bool:
+        """Whether nobody but the rows of this step would have a part in the next, and each feeds on its own token."""
+        busy = self._flight or self.waiting or draft.prompts or draft.copies or len(draft.requests) < len(self.running)
+        return not busy and all(draft.draws) and all(request.draws_only for request in draft.requests)
+
+    def _repeat(self, draft: Draft, hold_s: float) -> None:
+        """Let the step stand for as many as nobody's end, and no page, forbids."""
+        more = min(MOST_REPEATS - 1, *(request.positions - request.planned for request in draft.requests))
+        more = self._holdings.extend(draft.requests, more)
+        if more:
+            draft.repeats, draft.hold_s, draft.waits = 1 + more, hold_s, True
 
     def _plan_beams(self, draft: Draft, request: Request, beams: BeamRows) -> None:
         """The next token of each of its beams, in lockstep."""

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float32]
 WANT_NONE, WANT_LAST, WANT_ALL = 0, 1, 2
 LAST_DRAWN = -1  # in `tokens`: the token drawn last for the row's slot, which only the device knows yet
 NO_INTS = np.zeros(0, np.int32)
+NO_PAIRS = np.zeros((0, 2), np.int32)
 
 Candidates = tuple[tuple[int, float], ...]
 """The likeliest tokens with their log-probabilities, best first."""
@@ -68,6 +69,9 @@ class StepInput:
         default_factory=lambda: NO_INTS
     )  # [T] the token to score after each position, or -1; [0]: none
     target_candidates: Ints = field(default_factory=lambda: NO_INTS)  # [R] likeliest tokens to report beside each; [0]
+    repeats: int = 1  # steps in one: each further one feeds every row on the token just drawn (executors that `repeat`)
+    hold_s: float = 0.0  # no further one begins once so much time has passed,
+    ends: Ints = field(default_factory=lambda: NO_PAIRS)  # [E, 2] or once a row has drawn a token: (row, token)
 
     @property
     def rows(self) -> int:
@@ -77,7 +81,10 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step gave, row by row in the input's order."""
+    """What one step gave, row by row in the input's order.
+
+    Of a step that repeats, what was drawn has an axis more, the first: as many as were computed.
+    """
 
     tokens: Ints  # [R] the token drawn, or -1
     logprobs: Floats  # [R] its log-probability under the unfiltered distribution at temperature 1; NaN if none
@@ -113,6 +120,11 @@ class Pending(Protocol):
 
 class Executor(Protocol):
     """Whatever computes steps, in the order in which they are launched."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it computes several steps in one, where that is asked for."""
+        ...
 
     def launch(self, step: StepInput) -> Pending:
         """Start a step without waiting for the device."""

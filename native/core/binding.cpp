@@ -69,7 +69,8 @@ int64_t launch(Program& program, nb::handle step, nb::handle tokens, nb::handle 
     const Held<float> values(logprobs, "logprobs", true);
     const Held<uint8_t> flags(finite, "finite", true);
     for (const int64_t count : {drawn.count(), values.count(), flags.count()})
-        if (count != given.input().rows) throw nb::value_error("outputs must have an element per row");
+        if (count != given.input().rows * given.input().repeats)
+            throw nb::value_error("outputs must have an element per row and repeat");
     const StepOutput out{drawn.data(), values.data(), flags.data()};
     nb::gil_scoped_release released;
     return program.launch(given.input(), out) ? program.needed()[kLogits] : -1;
@@ -109,6 +110,7 @@ void bind_program(nb::module_& module) {
         .def("clock", &Program::clock)
         .def("read_clock", read_clock)
         .def("needed", &Program::needed)
+        .def("repeated", &Program::repeated)
         .def("reported", [](const Program& self) {
             return std::tuple(self.reported(), self.most_likeliest());
         })

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -34,6 +35,15 @@ constexpr Dtype dtype_of() {
     if constexpr (std::is_same_v<T, int32_t>) return Dtype::i32;
     if constexpr (std::is_same_v<T, int64_t>) return Dtype::i64;
     return Dtype::u8;
+}
+
+// Whether a step after which another was to follow has drawn what ends a row, or nothing that means anything.
+bool ends_here(const StepInput& step, const StepOutput& out) {
+    for (int64_t row = 0; row < step.rows; ++row)
+        if (!out.finite[row]) return true;
+    for (int64_t i = 0; i < step.end_pairs; ++i)
+        if (out.tokens[step.ends[2 * i]] == step.ends[2 * i + 1]) return true;
+    return false;
 }
 
 }  // namespace
@@ -235,9 +245,10 @@ void Program::check(const StepInput& step) const {
         refuse(count < 1, "a step's rows must have a token each, or more");
         refuse(step.sample[row] && step.want[row] == kWantNone, "a row that draws a token needs logits");
         refuse(step.slots[row] < 0, "a step's slots must not be negative");
-        refuse(first < 0 || (first + count - 1) / page_size_ >= step.pages_wide, "a step's tokens must have pages");
+        const int64_t last_page = (first + count + step.repeats - 2) / page_size_;
+        refuse(first < 0 || last_page >= step.pages_wide, "a step's tokens must have pages");
         const int32_t* held = step.pages + row * step.pages_wide;
-        for (int64_t page = 0; page <= (first + count - 1) / page_size_; ++page)
+        for (int64_t page = 0; page <= last_page; ++page)
             refuse(held[page] < 0 || held[page] >= pages, "a step's pages must be the pool's");
     }
     for (int64_t i = 0; i < 2 * step.copies; ++i)
@@ -249,6 +260,15 @@ void Program::check(const StepInput& step) const {
     if (step.targets)
         for (int64_t i = 0; i < step.tokens_in_all; ++i)
             refuse(step.targets[i] >= vocab, "a target must be a token");
+}
+
+// A step that repeats follows from itself alone: each row draws its next token, and nothing else is asked of it.
+void Program::check_repeats(const StepInput& step) const {
+    bool alone = step.repeats > 0 && step.copies == 0 && step.adjustments == 0 && step.targets == nullptr;
+    for (int64_t row = 0; row < step.rows; ++row)
+        alone &= step.starts[row + 1] - step.starts[row] == 1 && step.sample[row] && step.candidates[row] == 0;
+    for (int64_t i = 0; i < step.end_pairs; ++i) alone &= step.ends[2 * i] >= 0 && step.ends[2 * i] < step.rows;
+    if (!alone) throw std::invalid_argument("a step that repeats must draw one token for each row, and do nothing else");
 }
 
 // Works out which rows there are of each kind, and every array of the step. False if there is no room for so many.
@@ -410,6 +430,16 @@ void Program::give(const StepInput& step, const StepOutput& out) {
     }
 }
 
+void Program::compute(const StepInput& step, const StepOutput& out) {
+    report(step);
+    show(step);
+    input_ = &step;
+    Cost cost;
+    run_team(pace_.size(), run_thread, this, pace_.most() > 1 ? &cost : nullptr);
+    pace_.note(cost);
+    give(step, out);
+}
+
 bool Program::launch(const StepInput& step, const StepOutput& out) {
     const struct Turn {
         std::atomic<bool>& busy;
@@ -418,16 +448,30 @@ bool Program::launch(const StepInput& step, const StepOutput& out) {
         }
         ~Turn() { busy.store(false); }
     } turn(busy_);
+    if (step.repeats != 1) check_repeats(step);
     check(step);
+    repeated_ = 0;
     if (!place(step)) return false;
-    report(step);
-    show(step);
-    input_ = &step;
-    Cost cost;
-    run_team(pace_.size(), run_thread, this, pace_.most() > 1 ? &cost : nullptr);
-    pace_.note(cost);
-    give(step, out);
+    const auto began = std::chrono::steady_clock::now();
+    compute(step, out);
+    repeated_ = 1;
     if (log_) log_.ended();
+    if (step.repeats == 1) return true;
+    StepInput next = step;
+    StepOutput to = out;
+    next_first_.assign(step.first, step.first + step.rows);
+    next_tokens_.assign(static_cast<size_t>(step.rows), -1);
+    next.first = next_first_.data(), next.tokens = next_tokens_.data();
+    while (repeated_ < step.repeats && !ends_here(next, to)) {
+        const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
+        if (passed.count() >= step.hold_s) break;
+        for (int32_t& first : next_first_) ++first;
+        to = {to.tokens + step.rows, to.logprobs + step.rows, to.finite + step.rows};
+        place(next);  // as many rows as before
+        compute(next, to);
+        ++repeated_;
+    }
+    input_ = nullptr;
     return true;
 }
 

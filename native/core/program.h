@@ -33,9 +33,12 @@ struct StepInput {
     const int32_t *adjust_rows = nullptr, *adjust_tokens = nullptr;
     const float *adjust_divide = nullptr, *adjust_add = nullptr;
     const int32_t *targets = nullptr, *target_candidates = nullptr;  // null: nobody has any
+    int64_t repeats = 1, end_pairs = 0;
+    const int32_t* ends = nullptr;  // row and token, by pairs
+    double hold_s = 0;
 };
 
-// Where a step's results go, row by row.
+// Where a step's results go, row by row; of one that repeats, one go after the other.
 struct StepOutput {
     int32_t* tokens;
     float* logprobs;
@@ -89,6 +92,7 @@ class Program {
     // than room was made for. `needed` then says how many.
     bool launch(const StepInput& step, const StepOutput& out);
     const std::vector<int64_t>& needed() const { return counts_; }
+    int64_t repeated() const { return repeated_; }  // how many steps the last launch was
 
     // From now on it is noted when each call ends, in room for so many steps.
     void clock(int64_t steps) { log_ = StepLog(static_cast<int64_t>(calls_.size()), steps); }
@@ -140,11 +144,13 @@ class Program {
     View* new_slot();
     View** place_of(const std::string& name);
     void check(const StepInput& step) const;
+    void check_repeats(const StepInput& step) const;
     bool place(const StepInput& step);
     void report(const StepInput& step);
     void show(const StepInput& step);
     void run(Team& team);
     void copy_pages(Team& team) const;
+    void compute(const StepInput& step, const StepOutput& out);
     void give(const StepInput& step, const StepOutput& out);
     static void run_thread(void* context, Team& team) { static_cast<Program*>(context)->run(team); }
 
@@ -174,6 +180,8 @@ class Program {
     Column<int32_t> top_k_;
     std::vector<int64_t> logit_starts_, among_;
     const StepInput* input_ = nullptr;
+    std::vector<int32_t> next_first_, next_tokens_;  // of a step that repeats
+    int64_t repeated_ = 0;
     StepLog log_;
 
     Kernel finite_, scores_;

@@ -7,7 +7,8 @@ namespace {
 // Attribute names as Python strings, made once.
 struct Names {
     PyObject *slots, *starts, *first, *tokens, *pages, *prompt_lens, *top_k, *candidates, *page_copies, *want, *sample,
-        *temperature, *top_p, *min_p, *seeds, *adjust, *targets, *target_candidates, *rows, *divide, *add;
+        *temperature, *top_p, *min_p, *seeds, *adjust, *targets, *target_candidates, *rows, *divide, *add,
+        *repeats, *ends, *hold_s;
     Names() {
         const auto name = [](const char* text) { return PyUnicode_InternFromString(text); };
         slots = name("slots"), starts = name("starts"), first = name("first"), tokens = name("tokens");
@@ -16,6 +17,7 @@ struct Names {
         temperature = name("temperature"), top_p = name("top_p"), min_p = name("min_p"), adjust = name("adjust");
         targets = name("targets"), target_candidates = name("target_candidates"), rows = name("rows");
         divide = name("divide"), add = name("add");
+        repeats = name("repeats"), ends = name("ends"), hold_s = name("hold_s");
     }
 };
 
@@ -24,11 +26,15 @@ const Names& names() {
     return *made;
 }
 
+nb::object attribute(nb::handle object, PyObject* name) {
+    nb::object found = nb::steal(PyObject_GetAttr(object.ptr(), name));
+    if (!found.is_valid()) throw nb::python_error();
+    return found;
+}
+
 template <class T>
 T* taken(Held<T>& held, nb::handle object, PyObject* name) {
-    const nb::object found = nb::steal(PyObject_GetAttr(object.ptr(), name));
-    if (!found.is_valid()) throw nb::python_error();
-    held.take(found, PyUnicode_AsUTF8(name));
+    held.take(attribute(object, name), PyUnicode_AsUTF8(name));
     return held.data();
 }
 
@@ -75,8 +81,13 @@ StepObject::StepObject(nb::handle step) {
         check(target_candidates_.count() == in.rows, "target_candidates must have an element per row");
         in.target_candidates = target_candidates_.data();
     }
-    const nb::object adjust = nb::steal(PyObject_GetAttr(step.ptr(), name.adjust));
-    if (!adjust.is_valid()) throw nb::python_error();
+    in.repeats = nb::cast<int64_t>(attribute(step, name.repeats));
+    if (in.repeats != 1) {
+        in.ends = taken(ends_, step, name.ends);
+        in.end_pairs = ends_.count() / 2;
+        in.hold_s = nb::cast<double>(attribute(step, name.hold_s));
+    }
+    const nb::object adjust = attribute(step, name.adjust);
     if (adjust.is_none()) return;
     in.adjust_rows = taken(adjust_rows_, adjust, name.rows);
     in.adjust_tokens = taken(adjust_tokens_, adjust, name.tokens);

@@ -52,6 +52,7 @@ class StepObject {
    private:
     Held<int32_t> slots_, starts_, first_, tokens_, pages_, prompt_lens_, top_k_, candidates_, page_copies_, adjust_rows_,
         adjust_tokens_, targets_, target_candidates_;
+    Held<int32_t> ends_;
     Held<uint8_t> want_, sample_;
     Held<float> temperature_, top_p_, min_p_, adjust_divide_, adjust_add_;
     Held<int64_t> seeds_;

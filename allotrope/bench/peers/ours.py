@@ -45,6 +45,7 @@ class _Model:
         return found
 
     def _outputs(self, prompts: list[list[int]], **params: Any) -> list[Any]:
+        from allotrope.runtime.loop import HOLD_S
         from allotrope.runtime.sampling_params import SamplingParams
 
         asked, loop = SamplingParams(temperature=0, ignore_eos=True, seed=0, **params), self._opened.loop
@@ -53,7 +54,7 @@ class _Model:
             loop.submit(generation)
         for generation in generations:
             while not generation.ended:
-                loop.step()
+                loop.step(HOLD_S)
         return [generation.output().outputs[0] for generation in generations]
 
     def read_rate(self) -> float | None:
