@@ -56,7 +56,7 @@ class Waiting:
 class Device:
     """The executor. `ready` says whether a step is over before anybody waits for it, `fails` which one breaks.
 
-    Of a step that repeats it computes as many as `patience` gives it time for; `spoilt` steps hold NaN in their first row.
+    Of a step that repeats it computes as many as `patience` leaves time for; in a `spoilt` one the first row is NaN.
     """
 
     pages: int = 64

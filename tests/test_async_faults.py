@@ -123,7 +123,7 @@ def test_a_failing_thread_is_told_to_all_who_wait(tokenizer: Tokenizer, monkeypa
         others = [asyncio.create_task(engine.answer([6], LONG)) for _ in range(7)]
         await asyncio.sleep(0.05)
 
-        def plan() -> None:
+        def plan(hold_s: float) -> None:
             raise ZeroDivisionError("a bug")
 
         monkeypatch.setattr(engine._loop.scheduler, "plan_step", plan)

@@ -126,9 +126,9 @@ def test_a_slow_call_and_a_slow_host_show_where_they_are(engine: Path, monkeypat
 
         return replace(tactic, run=slow) if op == "rotary" else tactic
 
-    def slow_plan(self: Scheduler) -> Any:
+    def slow_plan(self: Scheduler, hold_s: float) -> Any:
         time.sleep(0.003)
-        return plan_step(self)
+        return plan_step(self, hold_s)
 
     monkeypatch.setattr(registry, "tactic", slow_tactic)
     monkeypatch.setattr(Scheduler, "plan_step", slow_plan)

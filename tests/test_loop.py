@@ -259,7 +259,7 @@ def test_a_step_that_cannot_be_planned_has_no_suspects(tokenizer: Tokenizer, mon
     generations = submitted(loop, [([5] * 3, GREEDY)])
     loop.step()
     with monkeypatch.context() as patched:
-        patched.setattr(loop.scheduler, "plan_step", lambda: None)
+        patched.setattr(loop.scheduler, "plan_step", lambda hold_s: None)
         loop.step()  # takes in what is in flight
         with pytest.raises(RuntimeError, match="no next step"):
             loop.step()

@@ -97,6 +97,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built.path
 
 
+def test_whole_answers_take_few_calls_and_are_those_that_are_streamed(folder: Path) -> None:
+    asked = [SamplingParams(max_tokens=40, temperature=t, seed=5, ignore_eos=True) for t in (0.0, 1.0)]
+    asked.append(SamplingParams(max_tokens=40, temperature=1.5, seed=2, stop_token_ids=range(40, 80)))
+    for params in asked:
+        with LLM(folder) as llm:
+            launched, launch = [], llm._executor.launch
+            llm._executor.launch = lambda step, launch=launch, seen=launched: seen.append(step.repeats) or launch(step)
+            whole = llm.generate("A text", params)[0].outputs[0]
+            deltas = list(llm.stream("A text", params))
+        assert tuple(token for delta in deltas for token in delta.token_ids) == whole.token_ids
+        assert "".join(delta.text for delta in deltas) == whole.text and deltas[-1].finish_reason == whole.finish_reason
+        assert max(launched) > 1
+
+
 BLOCKED = """
 import sys
 class NoTorch:

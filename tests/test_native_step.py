@@ -19,7 +19,7 @@ pytestmark = needs_core
 
 LENGTHS = "a step's arrays do not have as many elements as there are rows"
 NONE = np.zeros(0, np.int32)
-OUTPUTS = "outputs must have an element per row"
+OUTPUTS = "outputs must have an element per row and repeat"
 
 
 @pytest.fixture(scope="module")

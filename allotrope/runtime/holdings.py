@@ -111,7 +111,7 @@ class Holdings:
         return True
 
     def extend(self, requests: Sequence[Request], more: int) -> int:
-        """Pages for so many positions of each beyond those planned, or for as many as there is room for; their number."""
+        """Pages for so many positions of each beyond those planned, or for as many as fit; how many those are."""
 
         def lacking(request: Request) -> int:
             return max(self.pages_for(request.planned + more) - len(request.pages), 0)

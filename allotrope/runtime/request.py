@@ -93,7 +93,7 @@ class Request:
 
     @property
     def draws_only(self) -> bool:
-        """Whether, once it decodes, its next step follows from its token, and that token is all that is asked of one."""
+        """Whether, once it decodes, a step of it follows from the one before and has nothing to tell but a token."""
         plain = self.adjuster is None and self.group is None
         return plain and not self.params.logprobs and not self.params.stop
 
