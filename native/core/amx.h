@@ -4,9 +4,14 @@
 // time for all rows of a chunk. Activations lie as [tile of rows][inputs/64][16 rows][64]. Sums are integers and what
 // follows is codes.h's, so a row's bits are those that dot products of bytes give.
 //
+// Without groups two tiles of rows meet two panels, so that what is loaded serves twice. In groups a tile meets a panel, as
+// many totals as stay in registers beside the sums that come by way of memory; groups of 32 inputs take half a tile.
+//
 // Workspace: a `CodedRoom`, and per thread two panels as bytes.
 
 #pragma once
+
+#include <type_traits>
 
 #include "codes.h"
 
@@ -16,20 +21,26 @@ constexpr int64_t kTileRows = 16, kTileInputs = 64, kTileBytes = kTileRows * kTi
 constexpr int64_t kManyRows = 8;  // fewer wait for memory, whoever multiplies
 
 using TileSums = int32_t[2][2][kTileRows * kPanel];  // of two tiles of rows with two panels
+using PairOfSums = int32_t[2][kTileRows * kPanel];   // of two groups
+
+// Where a tile's first row has an input.
+ALLOTROPE_INLINE int64_t place_in_tiles(int64_t input) { return input / kTileInputs * kTileBytes + input % kTileInputs; }
 
 #if defined(__AMX_INT8__)
-// The thread's tile registers, all of the full size, for as long as this lives.
+// The thread's tile registers for as long as this lives: 0 to 3 for sums, 4 and 5 for so many inputs of activations, 6 and
+// 7 for those of weights.
 class TileRegisters {
  public:
-    TileRegisters() {
+    explicit TileRegisters(int64_t inputs) {
         struct alignas(64) {
             uint8_t palette = 1, start = 0, unused[14] = {};
             uint16_t bytes[16] = {};
             uint8_t rows[16] = {};
         } sizes;
         for (int i = 0; i < 8; ++i) {
-            sizes.bytes[i] = kTileInputs;
-            sizes.rows[i] = kTileRows;
+            const bool activations = i == 4 || i == 5, weights = i > 5;
+            sizes.bytes[i] = static_cast<uint16_t>(activations ? inputs : kTileInputs);
+            sizes.rows[i] = static_cast<uint8_t>(weights ? inputs / 4 : kTileRows);
         }
         // Not _tile_loadconfig: compilers that take it to read one word leave out the stores of the others.
         asm volatile("ldtilecfg %0" ::"m"(sizes));
@@ -62,11 +73,56 @@ ALLOTROPE_INLINE void multiply_tiles(const int8_t* const (&x)[2], const char* co
     _tile_stored(2, sums[1][0], kTileInputs);
     _tile_stored(3, sums[1][1], kTileInputs);
 }
+
+// Two groups of `inputs` inputs each: from input `from` on, and so much `further` on. Their sums stay in registers, of which
+// there are two pairs, and are stored later: what has just been multiplied would be waited for.
+template <int kPair, int64_t kInputs>
+ALLOTROPE_INLINE void multiply_groups(const int8_t* x, const char* weights, int64_t from, int64_t inputs, int64_t further) {
+    _tile_zero(2 * kPair);
+    _tile_zero(2 * kPair + 1);
+    asm volatile("" ::: "memory");
+    for (int64_t input = from; input < from + inputs; input += kInputs) {
+        const int64_t other = input + further;
+        _tile_loadd(4, x + place_in_tiles(input), kTileInputs);
+        _tile_loadd(6, weights + input * kPanel, kTileInputs);
+        _tile_dpbssd(2 * kPair, 4, 6);
+        _tile_loadd(5, x + place_in_tiles(other), kTileInputs);
+        _tile_loadd(7, weights + other * kPanel, kTileInputs);
+        _tile_dpbssd(2 * kPair + 1, 5, 7);
+    }
+}
+
+template <int kPair>
+ALLOTROPE_INLINE void store_groups(PairOfSums& sums) {
+    _tile_stored(2 * kPair, sums[0], kTileInputs);
+    _tile_stored(2 * kPair + 1, sums[1], kTileInputs);
+    asm volatile("" ::: "memory");
+}
 #else
 // What the registers do, in plain words: for trying all the rest on machines without them (ALLOTROPE_PLAIN_TILES).
 struct TileRegisters {
+    explicit TileRegisters(int64_t) {}
     ~TileRegisters() {}
 };
+
+inline thread_local PairOfSums plain_pairs[2];
+
+template <int kPair, int64_t kInputs>
+void multiply_groups(const int8_t* x, const char* weights, int64_t from, int64_t inputs, int64_t further) {
+    for (int i = 0; i < 2; ++i)
+        for (int64_t r = 0; r < kTileRows; ++r)
+            for (int64_t o = 0; o < kPanel; ++o) {
+                int32_t sum = 0;
+                for (int64_t k = from + i * further; k < from + i * further + inputs; ++k)
+                    sum += x[place_in_tiles(k) + r * kTileInputs] * weights[(k / 4 * kPanel + o) * 4 + k % 4];
+                plain_pairs[kPair][i][r * kPanel + o] = sum;
+            }
+}
+
+template <int kPair>
+void store_groups(PairOfSums& sums) {
+    std::memcpy(sums, plain_pairs[kPair], sizeof sums);
+}
 
 inline void multiply_tiles(const int8_t* const (&x)[2], const char* const (&weights)[2], int64_t blocks, TileSums& sums) {
     for (int i = 0; i < 2; ++i)
@@ -86,7 +142,7 @@ inline void multiply_tiles(const int8_t* const (&x)[2], const char* const (&weig
 
 // Whether tiles serve: groups are whole numbers of them, and there are rows enough.
 ALLOTROPE_INLINE bool fits_tiles(const Product& product, bool grouped) {
-    return product.finish.out.rows >= kManyRows && (!grouped || product.groups.size % kTileInputs == 0);
+    return product.finish.out.rows >= kManyRows && (!grouped || product.groups.size % (kTileInputs / 2) == 0);
 }
 
 // A panel's weights as signed bytes in quads, filled up with zeros to whole tiles; where they are that, they stay.
@@ -114,65 +170,64 @@ const char* panel_in_tiles(const Product& product, int64_t panel, int64_t inputs
     return room;
 }
 
-// Encoded activations, a tile's [quads][16 rows][4] turned to [16 rows][16 quads][4] block by block, where they lie.
-inline void turn_codes(const Coded& coded, int64_t tiles, const Team& team) {
-    const int64_t blocks = coded.inputs / kTileInputs;
-    const Share mine(tiles * blocks, team);
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-        int32_t before[kTileRows * kPanel], after[kTileRows * kPanel];
-        std::memcpy(before, coded.codes + i * kTileBytes, kTileBytes);
-        for (int64_t r = 0; r < kTileRows; ++r)
-            for (int64_t q = 0; q < kPanel; ++q) after[r * kPanel + q] = before[q * kTileRows + r];
-        std::memcpy(coded.codes + i * kTileBytes, after, kTileBytes);
+// Tile of rows `t` with a panel, whose weights are bytes. While a pair of groups is multiplied, the one before it is stored
+// and the one before that is added up: sums[r] + what the group's zeros take off, times the group's scale.
+template <int64_t kInputs, bool kShifted>
+void finish_groups(const Product& product, const Coded& coded, int64_t t, int64_t first, int64_t rows, int64_t panel,
+                   const char* weights) {
+    const Groups& groups = product.groups;
+    const int8_t* x = coded.tile(t, kTileRows);
+    const int32_t* offsets = coded.offsets(t, kTileRows);
+    alignas(64) PairOfSums sums[2];
+    W totals[kTileRows] = {};
+    const int64_t pairs = (groups.count + 1) / 2;
+    const auto multiply = [&](auto which, int64_t pair) {
+        const int64_t g = 2 * pair, further = g + 1 < groups.count ? groups.size : 0;  // there is no other: the same twice
+        if (pair < pairs) multiply_groups<decltype(which)::value, kInputs>(x, weights, g * groups.size, groups.size, further);
+    };
+    using Even = std::integral_constant<int, 0>;
+    using Odd = std::integral_constant<int, 1>;
+    multiply(Even{}, 0);
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+        if (pair % 2 == 0) {
+            multiply(Odd{}, pair + 1);
+            store_groups<0>(sums[0]);
+        } else {
+            multiply(Even{}, pair + 1);
+            store_groups<1>(sums[1]);
+        }
+        for (int64_t g = 2 * pair - 2; g < 2 * pair + (pair + 1 < pairs ? 0 : 2); ++g) {
+            if (g < 0 || g >= groups.count) continue;
+            const int32_t* found = sums[g / 2 % 2][g % 2];
+            const W scale = groups.scale(panel, g);
+            N zero{};
+            if (kShifted) zero = groups.zero(panel, g);
+            ALLOTROPE_UNROLL(r, kTileRows) {
+                N sum = load_whole(found + r * kPanel);
+                if (kShifted) ALLOTROPE_PARTS(p) sum.at[p] += zero.at[p] * offsets[g * kTileRows + r];
+                totals[r] = fused(to_wide(sum), scale, totals[r]);
+            }
+        }
     }
-}
-
-// sums[r] + what each group's zeros take off, times the group's scale, added to totals[r].
-ALLOTROPE_INLINE void add_group(const int32_t* sums, const Groups& groups, int64_t panel, int64_t g, const int32_t* offsets,
-                                W (&totals)[kTileRows]) {
-    const W scale = groups.scale(panel, g);
-    if (groups.zeros == nullptr) {
-        ALLOTROPE_UNROLL(r, kTileRows) totals[r] = fused(to_wide(load_whole(sums + r * kPanel)), scale, totals[r]);
-        return;
-    }
-    const N zero = groups.zero(panel, g);
-    ALLOTROPE_UNROLL(r, kTileRows) {
-        N sum = load_whole(sums + r * kPanel);
-        ALLOTROPE_PARTS(p) sum.at[p] += zero.at[p] * offsets[r];
-        totals[r] = fused(to_wide(sum), scale, totals[r]);
-    }
+    W given[kTileRows];  // what has an address is in no register
+    ALLOTROPE_UNROLL(r, kTileRows) given[r] = totals[r];
+    const int64_t row = t * kTileRows, count = rows - row < kTileRows ? rows - row : kTileRows;
+    product.finish(first + row, count, panel, given, 1, coded.scales + row);
 }
 
 // Two tiles of rows from `t` on with two panels from `panel` on; of what is beyond the last there is nothing to finish.
-template <class Form, bool kGrouped>
-void finish_tiles(const Product& product, const Coded& coded, int64_t t, int64_t first, int64_t rows, int64_t panel,
-                  int64_t panels, const char* const (&weights)[2]) {
-    const Groups& groups = product.groups;
+inline void finish_tiles(const Product& product, const Coded& coded, int64_t t, int64_t first, int64_t rows, int64_t panel,
+                         int64_t panels, const char* const (&weights)[2]) {
     const int64_t last = (rows - 1) / kTileRows, next = t < last ? t + 1 : t;
     const int8_t* const x[2] = {coded.tile(t, kTileRows), coded.tile(next, kTileRows)};
     TileSums sums;
-    W totals[2][2][kTileRows];
-    if (!kGrouped) {
-        multiply_tiles(x, weights, coded.inputs / kTileInputs, sums);
-        for (int i = 0; i < 2; ++i)
-            for (int j = 0; j < 2; ++j)
-                ALLOTROPE_UNROLL(r, kTileRows) totals[i][j][r] = to_wide(load_whole(sums[i][j] + r * kPanel));
-    } else {
-        std::memset(static_cast<void*>(totals), 0, sizeof totals);
-        const int64_t blocks = groups.size / kTileInputs;
-        for (int64_t g = 0; g < groups.count; ++g) {
-            const int64_t at = g * blocks * kTileBytes;
-            multiply_tiles({x[0] + at, x[1] + at}, {weights[0] + at, weights[1] + at}, blocks, sums);
-            for (int64_t i = 0; i <= next - t; ++i)
-                for (int64_t j = 0; j < panels; ++j)
-                    add_group(sums[i][j], groups, panel + j, g, coded.offsets(t + i, kTileRows) + g * kTileRows,
-                              totals[i][j]);
-        }
-    }
+    multiply_tiles(x, weights, coded.inputs / kTileInputs, sums);
     for (int64_t i = 0; i <= next - t; ++i)
         for (int64_t j = 0; j < panels; ++j) {
+            W totals[kTileRows];
+            ALLOTROPE_UNROLL(r, kTileRows) totals[r] = to_wide(load_whole(sums[i][j] + r * kPanel));
             const int64_t row = (t + i) * kTileRows, count = rows - row < kTileRows ? rows - row : kTileRows;
-            product.finish(first + row, count, panel + j, totals[i][j], 1, coded.scales + row);
+            product.finish(first + row, count, panel + j, totals, 1, coded.scales + row);
         }
 }
 
@@ -185,7 +240,10 @@ void multiply_in_tiles(const Product& product, Team& team) {
     char* const room[2] = {panels_at + team.index * 2 * inputs * kPanel,
                            panels_at + (team.index * 2 + 1) * inputs * kPanel};
     const Share mine(product.panels(), team, 2);
-    const TileRegisters registers;
+    const bool halves = kGrouped && product.groups.size % kTileInputs != 0, shifted = product.groups.zeros != nullptr;
+    const auto finish_group = halves ? shifted ? finish_groups<kTileInputs / 2, true> : finish_groups<kTileInputs / 2, false>
+                                     : shifted ? finish_groups<kTileInputs, true> : finish_groups<kTileInputs, false>;
+    const TileRegisters registers(halves ? kTileInputs / 2 : kTileInputs);
     for (int64_t first = 0; first < rows; first += chunk_rows) {
         const int64_t here = rows - first < chunk_rows ? rows - first : chunk_rows;
         const int64_t tiles = (here + kTileRows - 1) / kTileRows;
@@ -193,17 +251,18 @@ void multiply_in_tiles(const Product& product, Team& team) {
         const Share own(tiles, team);
         for (int64_t t = own.begin; t < own.end; ++t)  // what no code is written to
             std::memset(coded.tile(t, kTileRows) + filled * kTileRows, 0, (inputs - filled) * kTileRows);
-        encode_tiles<Form, kTileRows>(product, first, here, coded, team);
-        team.barrier();
-        turn_codes(coded, tiles, team);
+        encode_tiles<Form, kTileRows, true>(product, first, here, coded, team);
         team.barrier();
         for (int64_t panel = mine.begin; panel < mine.end; panel += 2) {
             const int64_t panels = mine.end - panel < 2 ? 1 : 2;
             const char* weights[2];
             weights[0] = panel_in_tiles<Form>(product, panel, inputs, room[0]);
             weights[1] = panels < 2 ? weights[0] : panel_in_tiles<Form>(product, panel + 1, inputs, room[1]);
-            for (int64_t t = 0; t < tiles; t += 2)
-                finish_tiles<Form, kGrouped>(product, coded, t, first, here, panel, panels, {weights[0], weights[1]});
+            if (!kGrouped)
+                for (int64_t t = 0; t < tiles; t += 2)
+                    finish_tiles(product, coded, t, first, here, panel, panels, {weights[0], weights[1]});
+            for (int64_t t = 0; kGrouped && t < tiles; ++t)
+                for (int64_t i = 0; i < panels; ++i) finish_group(product, coded, t, first, here, panel + i, weights[i]);
         }
     }
 }

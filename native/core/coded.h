@@ -92,6 +92,8 @@ ALLOTROPE_INLINE int32_t total(const N& sums) {
     return (found[0] + found[1]) + (found[2] + found[3]);
 }
 
+constexpr int64_t kInputsTogether = 64;  // where a row's codes lie side by side, so many before the next row's
+
 // Where codes go: row `row` of a tile of `rows`, and −factor · Σ codes of each stretch of `size` inputs.
 struct Place {
     int8_t* codes;
@@ -101,7 +103,8 @@ struct Place {
 };
 
 // Inputs [begin, end) of a row, the end of which is filled up with zeros to whole quads. They begin with a stretch.
-template <class Form>
+// `kTogether`: quads do not alternate with those of other rows.
+template <class Form, bool kTogether>
 void encode(const float* x, int64_t begin, int64_t end, float scale, const Place& to) {
     constexpr int kInputs = 4 * Form::kQuads;
     const bool finite = scale == scale;
@@ -116,10 +119,19 @@ void encode(const float* x, int64_t begin, int64_t end, float scale, const Place
             ALLOTROPE_PARTS(p) sums.at[p] += codes.at[p];
             Codes16 bytes = narrow(codes);
             if (Form::kQuads == 2) bytes = parted(bytes);
+            const int64_t filled = (count + kInputs - 1) / kInputs * Form::kQuads;
+            if (kTogether) {
+                const int64_t block = at / kInputsTogether * to.rows + to.row;
+                int8_t* place = to.codes + block * kInputsTogether + at % kInputsTogether;
+                if (count == kPanel)
+                    std::memcpy(place, &bytes, sizeof bytes);
+                else
+                    std::memcpy(place, &bytes, 4 * filled);
+                return;
+            }
             typedef int32_t Quads __attribute__((vector_size(16)));
             const Quads quads = (Quads)bytes;
             int8_t* place = to.codes + (at / 4 * to.rows + to.row) * 4;
-            const int64_t filled = (count + kInputs - 1) / kInputs * Form::kQuads;
             ALLOTROPE_UNROLL(i, 4) {
                 const int32_t quad = quads[i];
                 if (count == kPanel || i < filled) std::memcpy(place + i * to.rows * 4, &quad, 4);

@@ -50,7 +50,7 @@ ALLOTROPE_INLINE Coded coded_at(const Product& product, int64_t rows, int64_t in
 
 // A share of the rows [first, first + rows) in tiles of kRows: tile after tile, some inputs at a time. What is beyond them
 // is zero.
-template <class Form, int kRows>
+template <class Form, int kRows, bool kTogether = false>
 void encode_tiles(const Product& product, int64_t first, int64_t rows, const Coded& to, const Team& team) {
     const View& x = product.x;
     const int64_t unit = to.size < kStretch ? kStretch : to.size, units = (x.width + unit - 1) / unit;
@@ -69,7 +69,7 @@ void encode_tiles(const Product& product, int64_t first, int64_t rows, const Cod
         for (int64_t r = 0; r < kRows; ++r) {
             const int64_t row = t * kRows + r;  // one of none has no finite scale, so its codes are zero
             const Place place{to.tile(t, kRows), to.offsets(t, kRows), kRows, r, to.size, factor};
-            encode<Form>(x.row<float>(row < rows ? first + row : first), begin, end, scales[r], place);
+            encode<Form, kTogether>(x.row<float>(row < rows ? first + row : first), begin, end, scales[r], place);
         }
     }
 }
