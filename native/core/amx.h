@@ -75,29 +75,37 @@ ALLOTROPE_INLINE void multiply_tiles(const int8_t* const (&x)[2], const char* co
 }
 
 // Two groups of `inputs` inputs each: from input `from` on, and so much `further` on. Their sums stay in registers, of which
-// there are two pairs, and are stored later: what has just been multiplied would be waited for.
-template <int kPair, int64_t kInputs>
-ALLOTROPE_INLINE void multiply_groups(const int8_t* x, const char* weights, int64_t from, int64_t inputs, int64_t further) {
-    _tile_zero(2 * kPair);
-    _tile_zero(2 * kPair + 1);
-    asm volatile("" ::: "memory");
-    for (int64_t input = from; input < from + inputs; input += kInputs) {
-        const int64_t other = input + further;
-        _tile_loadd(4, x + place_in_tiles(input), kTileInputs);
-        _tile_loadd(6, weights + input * kPanel, kTileInputs);
-        _tile_dpbssd(2 * kPair, 4, 6);
-        _tile_loadd(5, x + place_in_tiles(other), kTileInputs);
-        _tile_loadd(7, weights + other * kPanel, kTileInputs);
-        _tile_dpbssd(2 * kPair + 1, 5, 7);
-    }
-}
-
+// there are two pairs, and are stored later: what has just been multiplied would be waited for. Registers' names are text.
 template <int kPair>
-ALLOTROPE_INLINE void store_groups(PairOfSums& sums) {
-    _tile_stored(2 * kPair, sums[0], kTileInputs);
-    _tile_stored(2 * kPair + 1, sums[1], kTileInputs);
-    asm volatile("" ::: "memory");
-}
+struct GroupPair;
+
+#define ALLOTROPE_GROUP_PAIR(pair, one, other)                                                                          \
+    template <>                                                                                                         \
+    struct GroupPair<pair> {                                                                                            \
+        template <int64_t kInputs>                                                                                      \
+        ALLOTROPE_INLINE static void multiply(const int8_t* x, const char* weights, int64_t from, int64_t inputs,       \
+                                              int64_t further) {                                                        \
+            _tile_zero(one);                                                                                            \
+            _tile_zero(other);                                                                                          \
+            asm volatile("" ::: "memory");                                                                              \
+            for (int64_t input = from; input < from + inputs; input += kInputs) {                                       \
+                _tile_loadd(4, x + place_in_tiles(input), kTileInputs);                                                 \
+                _tile_loadd(6, weights + input * kPanel, kTileInputs);                                                  \
+                _tile_dpbssd(one, 4, 6);                                                                                \
+                _tile_loadd(5, x + place_in_tiles(input + further), kTileInputs);                                       \
+                _tile_loadd(7, weights + (input + further) * kPanel, kTileInputs);                                      \
+                _tile_dpbssd(other, 5, 7);                                                                              \
+            }                                                                                                           \
+        }                                                                                                               \
+        ALLOTROPE_INLINE static void store(PairOfSums& sums) {                                                          \
+            _tile_stored(one, sums[0], kTileInputs);                                                                    \
+            _tile_stored(other, sums[1], kTileInputs);                                                                  \
+            asm volatile("" ::: "memory");                                                                              \
+        }                                                                                                               \
+    };
+ALLOTROPE_GROUP_PAIR(0, 0, 1)
+ALLOTROPE_GROUP_PAIR(1, 2, 3)
+#undef ALLOTROPE_GROUP_PAIR
 #else
 // What the registers do, in plain words: for trying all the rest on machines without them (ALLOTROPE_PLAIN_TILES).
 struct TileRegisters {
@@ -107,22 +115,21 @@ struct TileRegisters {
 
 inline thread_local PairOfSums plain_pairs[2];
 
-template <int kPair, int64_t kInputs>
-void multiply_groups(const int8_t* x, const char* weights, int64_t from, int64_t inputs, int64_t further) {
-    for (int i = 0; i < 2; ++i)
-        for (int64_t r = 0; r < kTileRows; ++r)
-            for (int64_t o = 0; o < kPanel; ++o) {
-                int32_t sum = 0;
-                for (int64_t k = from + i * further; k < from + i * further + inputs; ++k)
-                    sum += x[place_in_tiles(k) + r * kTileInputs] * weights[(k / 4 * kPanel + o) * 4 + k % 4];
-                plain_pairs[kPair][i][r * kPanel + o] = sum;
-            }
-}
-
 template <int kPair>
-void store_groups(PairOfSums& sums) {
-    std::memcpy(sums, plain_pairs[kPair], sizeof sums);
-}
+struct GroupPair {
+    template <int64_t kInputs>
+    static void multiply(const int8_t* x, const char* weights, int64_t from, int64_t inputs, int64_t further) {
+        for (int i = 0; i < 2; ++i)
+            for (int64_t r = 0; r < kTileRows; ++r)
+                for (int64_t o = 0; o < kPanel; ++o) {
+                    int32_t sum = 0;
+                    for (int64_t k = from + i * further; k < from + i * further + inputs; ++k)
+                        sum += x[place_in_tiles(k) + r * kTileInputs] * weights[(k / 4 * kPanel + o) * 4 + k % 4];
+                    plain_pairs[kPair][i][r * kPanel + o] = sum;
+                }
+    }
+    static void store(PairOfSums& sums) { std::memcpy(sums, plain_pairs[kPair], sizeof sums); }
+};
 
 inline void multiply_tiles(const int8_t* const (&x)[2], const char* const (&weights)[2], int64_t blocks, TileSums& sums) {
     for (int i = 0; i < 2; ++i)
@@ -183,7 +190,8 @@ void finish_groups(const Product& product, const Coded& coded, int64_t t, int64_
     const int64_t pairs = (groups.count + 1) / 2;
     const auto multiply = [&](auto which, int64_t pair) {
         const int64_t g = 2 * pair, further = g + 1 < groups.count ? groups.size : 0;  // there is no other: the same twice
-        if (pair < pairs) multiply_groups<decltype(which)::value, kInputs>(x, weights, g * groups.size, groups.size, further);
+        if (pair < pairs)
+            GroupPair<decltype(which)::value>::template multiply<kInputs>(x, weights, g * groups.size, groups.size, further);
     };
     using Even = std::integral_constant<int, 0>;
     using Odd = std::integral_constant<int, 1>;
@@ -191,10 +199,10 @@ void finish_groups(const Product& product, const Coded& coded, int64_t t, int64_
     for (int64_t pair = 0; pair < pairs; ++pair) {
         if (pair % 2 == 0) {
             multiply(Odd{}, pair + 1);
-            store_groups<0>(sums[0]);
+            GroupPair<0>::store(sums[0]);
         } else {
             multiply(Even{}, pair + 1);
-            store_groups<1>(sums[1]);
+            GroupPair<1>::store(sums[1]);
         }
         for (int64_t g = 2 * pair - 2; g < 2 * pair + (pair + 1 < pairs ? 0 : 2); ++g) {
             if (g < 0 || g >= groups.count) continue;
