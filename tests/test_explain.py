@@ -111,6 +111,8 @@ def test_for_people(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "decode: ",
     ):
         assert words in out, words
+    native = json.loads((built / "explain.json").read_text())["executor"] == "native"
+    assert native == ("up to 32 share what the host does" in " ".join(out.split()))
 
 
 def test_a_slow_call_and_a_slow_host_show_where_they_are(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from allotrope.artifact.plan import Call
 from allotrope.explain.account import IDLE, WHOLE, Phase
 from allotrope.explain.explanation import Explained
 from allotrope.runtime.program import rows_of
+from allotrope.runtime.scheduler import MOST_REPEATS
 from allotrope.units import bytes_text, time_text
 
 _WORTH = 0.02  # of the time: less is not worth a sentence
@@ -117,6 +118,8 @@ def _host(found: Explained) -> Iterator[str]:
     told = ", ".join(f"{name} {took / account.total_s:.1%}" for name, took in largest)
     idle = "The device stood still and the host worked" if IDLE in gaps else "Around the calls the host worked"
     yield f"{idle} for {total / account.total_s:.1%} of the time: {told}."
+    if found.executor == "native" and _rest(found):
+        yield f"Each step is looked at here; where answers are made, up to {MOST_REPEATS} share what the host does."
     yield f"Not accounted for: {account.unaccounted_s / account.total_s:.1%}."
 
 
