@@ -66,10 +66,10 @@ class LLM:
         generations = self._prepare(loop, prompts, sampling_params, priority)
         try:
             for generation in generations:
-                loop.submit(generation)
+                loop.submit(generation, HOLD_S)
             for generation in generations:
                 while not generation.ended:
-                    loop.step(HOLD_S)
+                    loop.step()
         finally:
             _leave(loop, generations)
         with loop.lock:  # another thread's step may have ended one and be about to add its text
@@ -190,11 +190,11 @@ def _deltas(loop: Loop, generations: list[Generation]) -> Generator[Delta, None,
     try:
         for generation in generations:
             generation.changed = changed
-            loop.submit(generation)
+            loop.submit(generation, STREAMED_HOLD_S)
         left = set(generations)
         while left:
             with loop.lock:
-                loop.step(STREAMED_HOLD_S)
+                loop.step()
                 deltas = [delta for generation in changed for delta in generation.news()]
                 left -= {generation for generation in changed if generation.ended}
                 changed.clear()

@@ -40,7 +40,7 @@ class Fake:
     busy_s: float = 0.0
     idle_s: float = 0.0
 
-    repeats = False
+    can_repeat = False
 
     def launch(self, step: StepInput) -> Done:
         self.on_launch(step)

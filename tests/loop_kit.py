@@ -63,7 +63,7 @@ class Device:
     page_size: int = 4
     ready: Callable[[int], bool] = lambda number: False
     fails: Callable[[str, int], bool] = lambda when, number: False
-    repeats: bool = False
+    can_repeat: bool = False
     patience: Callable[[int], int] = lambda number: 1000
     spoilt: Callable[[int], bool] = lambda position: False
     events: list[tuple[str, int]] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Device:
         self.closed = True
 
     def _repeat(self, step: StepInput, number: int) -> StepOutput:
-        assert self.repeats and step.hold_s > 0 and step.sample.all() and (np.diff(step.starts) == 1).all()
+        assert self.can_repeat and step.hold_s > 0 and step.sample.all() and (np.diff(step.starts) == 1).all()
         outputs: list[StepOutput] = []
         for again in range(min(step.repeats, self.patience(number))):
             rest = {"tokens": np.full(step.rows, LAST_DRAWN, np.int32)} if again else {}

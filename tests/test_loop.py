@@ -53,9 +53,9 @@ def asked(tokenizer: Tokenizer) -> Asked:
     ]
 
 
-def finish(loop: Loop, generations: list[Generation], hold_s: float = 0.0) -> list[RequestOutput]:
+def finish(loop: Loop, generations: list[Generation]) -> list[RequestOutput]:
     while not all(generation.ended for generation in generations):
-        loop.step(hold_s)
+        loop.step()
     loop.drain()
     check_idle(loop)
     return [comparable(generation) for generation in generations]
@@ -65,10 +65,10 @@ def run(loop: Loop, asked: Asked) -> list[RequestOutput]:
     return finish(loop, submitted(loop, asked))
 
 
-def submitted(loop: Loop, asked: Asked) -> list[Generation]:
+def submitted(loop: Loop, asked: Asked, hold_s: float = 0.0) -> list[Generation]:
     generations = [loop.prepare(None, ids, params, index=i) for i, (ids, params) in enumerate(asked)]
     for generation in generations:
-        loop.submit(generation)
+        loop.submit(generation, hold_s)
     return generations
 
 

@@ -114,8 +114,16 @@ def test_few_rows_of_the_room_that_there_is_are_enough() -> None:
 @pytest.mark.parametrize(
     ("says", "changed"),
     [
-        (ALONE, {"repeats": 0}),
-        ("outputs must have an element", {"repeats": -3}),
+        ("repeated from once to 1024 times", {"repeats": 0}),
+        ("repeated from once to 1024 times", {"repeats": -3}),
+        ("repeated from once to 1024 times", {"repeats": 2**62}),
+        ("repeats must be a whole number", {"repeats": 2.5}),
+        ("ends must be pairs", {"ends": np.zeros(4, np.int32)}),
+        ("ends must be pairs", {"ends": np.zeros((2, 3), np.int32)}),
+        ("held for a minute", {"hold_s": float("nan")}),
+        ("held for a minute", {"hold_s": float("inf")}),
+        ("held for a minute", {"hold_s": -1.0}),
+        ("hold_s must be a number", {"hold_s": "long"}),
         (ALONE, {"candidates": np.array([0, 2], np.int32)}),
         (ALONE, {"sample": np.array([True, False])}),
         (ALONE, {"page_copies": np.array([[0, 9]], np.int32)}),
@@ -138,7 +146,7 @@ def test_few_rows_of_the_room_that_there_is_are_enough() -> None:
 def test_what_cannot_be_repeated_is_refused(says: str, changed: dict[str, Any]) -> None:
     runner = opened(native_engine(LLAMA))
     wrong = further(**changed)
-    count = max(wrong.repeats, 0)
+    count = int(min(max(wrong.repeats, 0), 99))
     outs = (np.zeros((count, 2), np.int32), np.zeros((count, 2), np.float32), np.zeros((count, 2), np.bool_))
     with pytest.raises((ValueError, TypeError), match=says):
         runner._core.launch(wrong, *outs)
@@ -149,6 +157,16 @@ def test_a_prompt_is_not_repeated() -> None:
     runner = native_executor(native_engine(LLAMA), poison=False)
     with pytest.raises(ValueError, match=ALONE):
         runner.run(replace(step(PROMPTS, 0), repeats=2, hold_s=1.0))
+
+
+def test_a_step_of_nobody_is_not_repeated() -> None:
+    runner, none = opened(native_engine(LLAMA)), np.zeros(0, np.int32)
+    fields = {
+        name: value[:0] for name, value in vars(further()).items() if isinstance(value, np.ndarray) and value.ndim == 1
+    }
+    nobody = further(**fields | {"starts": np.zeros(1, np.int32), "pages": np.zeros((0, PAGES), np.int32)})
+    with pytest.raises(ValueError, match=ALONE):
+        runner._core.launch(nobody, none, none.astype(np.float32), none.astype(np.bool_))
 
 
 def test_results_need_their_room() -> None:

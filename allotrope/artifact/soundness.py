@@ -84,8 +84,9 @@ def _check_numbers(described: Manifest) -> None:
     given = described.generation
     ends = given.get("eos_token_ids") or []
     _need(isinstance(ends, list), f"generation.eos_token_ids is {ends!r}")
-    for token in (*ends, given.get("bos_token_id"), given.get("pad_token_id")):
-        well = token is None or (type(token) is int and 0 <= token < plan.vocab)
+    named = [token for token in (given.get("bos_token_id"), given.get("pad_token_id")) if token is not None]
+    for token in (*ends, *named):
+        well = type(token) is int and 0 <= token < plan.vocab
         _need(well, f"generation names the token {token!r}, of {plan.vocab}")
 
 

@@ -46,7 +46,7 @@ class Watched:
 
     executor: Executor
     steps: list[Step] = field(default_factory=list)
-    repeats = False  # every step is to be seen
+    can_repeat = False  # every step is to be seen
 
     def launch(self, step: StepInput) -> Pending:
         """Launch it."""

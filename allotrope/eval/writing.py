@@ -46,10 +46,10 @@ def by_engine(
     generations = [loop.prepare(None, ids, own) for ids, own in zip(prompts, params, strict=True)]
     try:
         for generation in generations:
-            loop.submit(generation)
+            loop.submit(generation, HOLD_S)
         left = set(generations)
         while left:
-            loop.step(HOLD_S)
+            loop.step()
             ended = {generation for generation in left if generation.ended}
             left -= ended
             if ended:

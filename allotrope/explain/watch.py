@@ -38,7 +38,7 @@ def _told(ranges: Ranges | None, name: str, do: Callable[P, T]) -> Callable[P, T
 class _Executor:
     """Hands steps on and notes when they were launched."""
 
-    repeats = False
+    can_repeat = False  # a graphics card's, or one by which each call is looked at
 
     def __init__(self, executor: Executor, notes: Notes) -> None:
         self._launch, self._launched = _told(notes.ranges, LAUNCHING, executor.launch), notes.launched.append
@@ -112,10 +112,10 @@ class WatchedLoop(Loop):
         super().__init__(watched, scheduler, opened.tokenizer, opened.limits, **looks)
         self._notes, self._shown = notes, notes.shown.append
 
-    def submit(self, generation: Generation) -> None:
+    def submit(self, generation: Generation, hold_s: float = 0.0) -> None:
         """Queue a prepared request, and remember when."""
         self._notes.now(QUEUED)
-        super().submit(generation)
+        super().submit(generation, hold_s)
         self._notes.queue(generation.requests)
         self._notes.now(LOOPING)
 

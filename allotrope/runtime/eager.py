@@ -37,6 +37,8 @@ class EagerExecutor:
     how long each call of a step takes.
     """
 
+    can_repeat = False  # on a GPU steps overlap anyway; on a CPU the calls themselves are what Python costs
+
     def __init__(
         self,
         engine: Engine,
@@ -82,8 +84,6 @@ class EagerExecutor:
         Or it gives inputs, by operand, and the call is made again with those in place of its own.
         """
         return self._launch(step, tap).wait()
-
-    repeats = False
 
     def launch(self, step: StepInput) -> Pending:
         """Start a step; on a CPU it is computed at once."""

@@ -111,7 +111,7 @@ class EngineThread:
         error = self._ended
         if error is None:
             try:
-                self._loop.submit(reader.generation)
+                self._loop.submit(reader.generation, STREAMED_HOLD_S)
             except AllotropeError as refused:
                 error = partial(type(refused), refused.problem, where=refused.where, remedy=refused.remedy)
         if error is not None:
@@ -131,7 +131,7 @@ class EngineThread:
 
     def _step(self) -> None:
         try:
-            changed = self._loop.step(STREAMED_HOLD_S)
+            changed = self._loop.step()
         except Exception as error:
             if not self._survives(error):
                 raise

@@ -95,6 +95,7 @@ class Generation:
         self.requests = tuple(requests)
         self.prompt, self.index = prompt, index
         self.changed: dict[Generation, None] | None = None  # where it is put down whenever it has news
+        self.hold_s = 0.0  # how long its tokens may be held back, so that the host is asked less often
         self._stream, self._spell = stream, spell
         beams = self.request.group is not None
         self._answers = [] if beams else [Answer(request, stream()) for request in self.requests]

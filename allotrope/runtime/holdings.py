@@ -111,18 +111,31 @@ class Holdings:
         return True
 
     def extend(self, requests: Sequence[Request], more: int) -> int:
-        """Pages for so many positions of each beyond those planned, or for as many as fit; how many those are."""
+        """Pages for so many positions of each beyond those planned, or for as many as free ones are enough for.
+
+        That number is returned. Nobody's cached prefix goes for positions that may never come; `trim` takes back the
+        pages of those that did not.
+        """
 
         def lacking(request: Request) -> int:
             return max(self.pages_for(request.planned + more) - len(request.pages), 0)
 
-        while sum(map(lacking, requests)) > self.room:
+        room = min(self.pool.free, self.room)
+        while more and sum(map(lacking, requests)) > room:
             more -= 1
         for request in requests:
             own = self.pool.take(lacking(request))
             self.table.put(request.slot, len(request.pages), own)
             request.pages += own
         return more
+
+    def trim(self, request: Request, positions: int) -> None:
+        """Take back the pages beyond so many positions."""
+        needed = self.pages_for(positions)
+        if surplus := request.pages[needed:]:
+            self.table.put(request.slot, needed, [-1] * len(surplus))
+            self.pool.give(surplus)
+            del request.pages[needed:]
 
     def grow_beams(self, request: Request, beams: BeamRows) -> None:
         """The same for each beam, out of what was promised."""

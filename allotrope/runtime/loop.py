@@ -10,8 +10,8 @@ device drew last. So whether a request has ended shows a step late, and what was
 discarded. `skip_step` and `check_step` look less often still: the first steps after an idle moment are not
 looked at, and after them only at every so many, all but the newest at once. Results are the same for all.
 
-A CPU computes while it launches. There whoever steps says how long tokens may be held back, and as many steps as fit
-into that are one launch, as long as they follow from each other.
+A CPU computes while it launches. There steps that follow from each other are one launch, as many as fit into the time
+for which everybody's tokens may be held back.
 """
 
 from __future__ import annotations
@@ -122,9 +122,10 @@ class Loop:
 
         return Generation(requests, prompt, index, stream, self._spell)
 
-    def submit(self, generation: Generation) -> None:
-        """Queue a prepared request."""
+    def submit(self, generation: Generation, hold_s: float = 0.0) -> None:
+        """Queue a prepared request, whose tokens may be held back for so long."""
         with self.lock:
+            generation.hold_s = hold_s
             if not self.busy:
                 self._launched = 0
             first, *others = generation.requests
@@ -145,19 +146,15 @@ class Loop:
                 request.error = error
         self._end(generation, "error")
 
-    def step(self, hold_s: float = 0.0) -> list[Generation]:
-        """Launch the next step and take in what is to be looked at. Returns who has new tokens or ended.
-
-        Steps that follow from each other are launched as one where the executor can, each but the first before
-        `hold_s` have passed.
-        """
+    def step(self) -> list[Generation]:
+        """Launch the next step and take in what is to be looked at. Returns who has new tokens or ended."""
         with self.lock:
             changed: dict[Generation, None] = {}
             self._stepping = True
             try:
                 while self._flight and self.scheduler.wants_commit:
                     self._take(changed)
-                left = self._launch(hold_s)
+                left = self._launch()
                 while len(self._flight) > left:
                     self._take(changed)
             except BaseException:
@@ -181,10 +178,11 @@ class Loop:
         own = {"busy_s": self._busy_s, "idle_s": self._idle_s, "idle_share": self._idle_s / total if total else 0.0}
         return asdict(self.scheduler.metrics()) | own
 
-    def _launch(self, hold_s: float) -> int:
+    def _launch(self) -> int:
         """Launch the next step, if there is one; returns how many may stay unread."""
         self._at_work = None
-        step = self.scheduler.plan_step(hold_s if self._executor.repeats else 0.0)
+        hold_s = min((one.hold_s for one in self._live.values()), default=0.0) if self._executor.can_repeat else 0.0
+        step = self.scheduler.plan_step(hold_s)
         if step is None:
             if not self._flight and self.scheduler.busy:
                 raise RuntimeError("the scheduler has requests, no step in flight and no next step")

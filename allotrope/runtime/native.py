@@ -91,7 +91,7 @@ class NativeExecutor:
         self._clock = CoreClock(self._core, self.plan) if timed else None
         self._reserve(self._capacity)
         self._ended: float | None = None
-        self.repeats = not (timed or poison)  # each step is to be seen, or filled, by itself
+        self.can_repeat = not (timed or poison)  # each step is to be seen, or filled, by itself
 
     def launch(self, step: StepInput) -> Pending:
         """Compute a step."""

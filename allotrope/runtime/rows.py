@@ -9,7 +9,7 @@ import numpy as np
 
 from allotrope.runtime.draft import Draft
 from allotrope.runtime.request import Request
-from allotrope.runtime.step import NO_PAIRS, WANT_LAST, WANT_NONE, Adjustments, Ints, StepInput
+from allotrope.runtime.step import NO_INTS, NO_PAIRS, WANT_LAST, WANT_NONE, Adjustments, Ints, StepInput
 
 
 class RowTable:
@@ -30,7 +30,8 @@ class RowTable:
         }
         self._last: tuple[list[int], list[int], list[bool]] = ([], [], [])  # the rows that `_same` was gathered for
         self._same: dict[str, Any] = {}
-        self._ends: Ints | None = None  # of the same rows; None: nobody has asked
+        self._stops: list[Ints] = [NO_INTS] * slots  # the tokens that end who has the slot
+        self._pairs: Ints | None = None  # of the same rows, for each such token; None: nobody has asked
 
     def admit(self, request: Request, slot: int) -> None:
         """Fill a slot for a request, without pages."""
@@ -47,6 +48,7 @@ class RowTable:
         for name, value in values.items():
             self._facts[name][slot] = value
         self._samples[slot] = beams is None
+        self._stops[slot] = np.fromiter(request.stop_ids, np.int32, len(request.stop_ids))
         self._pages[slot] = -1
         self._last = ([], [], [])
 
@@ -57,11 +59,9 @@ class RowTable:
     def gather(self, draft: Draft) -> StepInput:
         """The step's input."""
         first = np.array(draft.first, np.int32)
-        ends = first + np.array(draft.counts, np.int32)
         same = self._gather_facts(draft)
-        width = -(
-            -(int(ends.max()) + draft.repeats - 1) // self.page_size
-        )  # only the pages that this step reads or writes
+        last = int((first + np.array(draft.counts, np.int32)).max()) + draft.repeats - 2
+        width = 1 + last // self.page_size  # only the pages that this step reads or writes
         return StepInput(
             first=first,
             tokens=np.array(draft.tokens, np.int32),
@@ -75,10 +75,11 @@ class RowTable:
 
     def _repeated(self, draft: Draft) -> dict[str, Any]:
         """How often, and what ends it: likewise the same as long as the rows are."""
-        if self._ends is None:
-            pairs = [(row, token) for row, request in enumerate(draft.requests) for token in request.stop_ids]
-            self._ends = np.array(pairs, np.int32) if pairs else NO_PAIRS
-        return {"repeats": draft.repeats, "hold_s": draft.hold_s, "ends": self._ends}
+        if self._pairs is None:
+            stops = [self._stops[slot] for slot in draft.slots]
+            rows = np.repeat(np.arange(len(stops), dtype=np.int32), [len(one) for one in stops])
+            self._pairs = np.stack([rows, np.concatenate(stops)], 1)
+        return {"repeats": draft.repeats, "hold_s": draft.hold_s, "ends": self._pairs}
 
     def _gather_facts(self, draft: Draft) -> dict[str, Any]:
         """What is the same as in the last step where that had the same rows: nobody changes a step's arrays."""
@@ -92,7 +93,7 @@ class RowTable:
             same["slots"], same["starts"] = slots, starts
             same["want"] = np.where(draws, np.uint8(WANT_LAST), np.uint8(WANT_NONE))
             same["sample"] = draws & self._samples[slots]
-            self._last, self._same, self._ends = rows, same, None
+            self._last, self._same, self._pairs = rows, same, None
         return self._same
 
 

@@ -185,6 +185,8 @@ class Scheduler:
         self._short = False
         for request in tuple(self.running):
             request.planned, request.pending = request.computed, 0
+            if request.beams is None:
+                self._holdings.trim(request, len(request.tokens))
             if not request.computed:  # it may share pages whose contents were in those steps
                 self._requeue(request)
 
@@ -228,7 +230,10 @@ class Scheduler:
         return changed
 
     def _commit_repeated(self, draft: Draft, output: StepOutput) -> list[Request]:
-        """The same for a step that stands for several. Only its last token ends a request, or fails it."""
+        """The same for a step that stands for several. Only its last token ends a request, or fails it.
+
+        Whoever is in it has drawn before: nobody's prompt is counted here.
+        """
         done = len(output.tokens)
         self._counts.steps += done
         self._counts.computed_tokens += done * len(draft.tokens)
@@ -248,6 +253,7 @@ class Scheduler:
                 self._fail(request)
                 continue
             request.planned = request.computed = first + done
+            self._holdings.trim(request, request.computed)
             if request.computed // self.page_size > request.prefixed:
                 self._holdings.remember(request)
             self._end(request, tokens[row][-1])
@@ -308,8 +314,11 @@ class Scheduler:
 
     def _repeatable(self, draft: Draft) -> bool:
         """Whether nobody but the rows of this step would have a part in the next, and each feeds on its own token."""
-        busy = self._flight or self.waiting or draft.prompts or draft.copies or len(draft.requests) < len(self.running)
-        return not busy and all(draft.draws) and all(request.draws_only for request in draft.requests)
+        if self._flight or self.waiting or draft.prompts or draft.copies:
+            return False
+        if not len(draft.requests) == len(self.running) == len(draft.tokens):
+            return False  # somebody is left out, or computes again what it had before it gave way
+        return all(draft.draws) and all(request.draws_only for request in draft.requests)
 
     def _repeat(self, draft: Draft, hold_s: float) -> None:
         """Let the step stand for as many as nobody's end, and no page, forbids."""

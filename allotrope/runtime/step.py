@@ -69,7 +69,7 @@ class StepInput:
         default_factory=lambda: NO_INTS
     )  # [T] the token to score after each position, or -1; [0]: none
     target_candidates: Ints = field(default_factory=lambda: NO_INTS)  # [R] likeliest tokens to report beside each; [0]
-    repeats: int = 1  # steps in one: each further one feeds every row on the token just drawn (executors that `repeat`)
+    repeats: int = 1  # steps in one: each further one feeds every row on the token just drawn (who `can_repeat`)
     hold_s: float = 0.0  # no further one begins once so much time has passed,
     ends: Ints = field(default_factory=lambda: NO_PAIRS)  # [E, 2] or once a row has drawn a token: (row, token)
 
@@ -122,7 +122,7 @@ class Executor(Protocol):
     """Whatever computes steps, in the order in which they are launched."""
 
     @property
-    def repeats(self) -> bool:
+    def can_repeat(self) -> bool:
         """Whether it computes several steps in one, where that is asked for."""
         ...
 

@@ -1,7 +1,8 @@
 // Codes times codes in the tile registers of AMX: sixteen rows meet sixteen outputs, 64 inputs at a time.
 //
 // A panel's sixteen quads are a tile of weights as they are packed; codes of four bits become bytes first, a panel at a
-// time for all rows of a chunk. Activations lie as [tile of rows][inputs/64][16 rows][64]. Sums are integers and what
+// time for all rows of a chunk. Activations lie as [tile of rows][inputs/64][16 rows][64]; what lies in them beyond the last
+// input is never written, and meets weights that are zero. Sums are integers and what
 // follows is codes.h's, so a row's bits are those that dot products of bytes give.
 //
 // Without groups two tiles of rows meet two panels, so that what is loaded serves twice. In groups a tile meets a panel, as
@@ -75,7 +76,8 @@ ALLOTROPE_INLINE void multiply_tiles(const int8_t* const (&x)[2], const char* co
 }
 
 // Two groups of `inputs` inputs each: from input `from` on, and so much `further` on. Their sums stay in registers, of which
-// there are two pairs, and are stored later: what has just been multiplied would be waited for. Registers' names are text.
+// there are two pairs, and are stored later: what has just been multiplied would be waited for. The intrinsics are macros
+// that write a register's name, so they take no template's number.
 template <int kPair>
 struct GroupPair;
 
@@ -242,7 +244,7 @@ inline void finish_tiles(const Product& product, const Coded& coded, int64_t t, 
 template <class Form, bool kGrouped>
 void multiply_in_tiles(const Product& product, Team& team) {
     const int64_t rows = product.finish.out.rows, chunk_rows = chunk_of(rows, kTileRows);
-    const int64_t inputs = up(product.x.width, kTileInputs), filled = up(product.x.width, 4 * Form::kQuads);
+    const int64_t inputs = up(product.x.width, kTileInputs);
     const Coded coded = coded_at(product, chunk_rows, inputs, kGrouped, 0);
     char* const panels_at = product.workspace + CodedRoom(chunk_rows, inputs, coded.stretches).bytes();
     char* const room[2] = {panels_at + team.index * 2 * inputs * kPanel,
@@ -256,9 +258,6 @@ void multiply_in_tiles(const Product& product, Team& team) {
         const int64_t here = rows - first < chunk_rows ? rows - first : chunk_rows;
         const int64_t tiles = (here + kTileRows - 1) / kTileRows;
         if (first) team.barrier();
-        const Share own(tiles, team);
-        for (int64_t t = own.begin; t < own.end; ++t)  // what no code is written to
-            std::memset(coded.tile(t, kTileRows) + filled * kTileRows, 0, (inputs - filled) * kTileRows);
         encode_tiles<Form, kTileRows, true>(product, first, here, coded, team);
         team.barrier();
         for (int64_t panel = mine.begin; panel < mine.end; panel += 2) {

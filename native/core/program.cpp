@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kReportChunk = 4096;  // as in sums.h
 constexpr int64_t kReportRecord = 16;   // bytes of a chunk's record, or more
+constexpr int32_t kLastDrawn = -1;      // a token that is the one drawn last for its row's slot
 
 int64_t size_of(Dtype dtype) {
     switch (dtype) {
@@ -264,7 +265,7 @@ void Program::check(const StepInput& step) const {
 
 // A step that repeats follows from itself alone: each row draws its next token, and nothing else is asked of it.
 void Program::check_repeats(const StepInput& step) const {
-    bool alone = step.repeats > 0 && step.copies == 0 && step.adjustments == 0 && step.targets == nullptr;
+    bool alone = step.rows > 0 && step.copies == 0 && step.adjustments == 0 && step.targets == nullptr;
     for (int64_t row = 0; row < step.rows; ++row)
         alone &= step.starts[row + 1] - step.starts[row] == 1 && step.sample[row] && step.candidates[row] == 0;
     for (int64_t i = 0; i < step.end_pairs; ++i) alone &= step.ends[2 * i] >= 0 && step.ends[2 * i] < step.rows;
@@ -286,7 +287,7 @@ bool Program::place(const StepInput& step) {
         for (int64_t token = start; token < end; ++token) {
             const int64_t position = step.first[row] + token - start;
             const int64_t page = step.pages[row * step.pages_wide + position / page_size_];
-            token_ids_.add(step.tokens[token] == -1 ? drawn_[slot] : step.tokens[token]);
+            token_ids_.add(step.tokens[token] == kLastDrawn ? drawn_[slot] : step.tokens[token]);
             positions_.add(position);
             prompt_lens_.add(step.prompt_lens[row]);
             kv_slots_.add(page * page_size_ + position % page_size_);
@@ -438,6 +439,7 @@ void Program::compute(const StepInput& step, const StepOutput& out) {
     run_team(pace_.size(), run_thread, this, pace_.most() > 1 ? &cost : nullptr);
     pace_.note(cost);
     give(step, out);
+    input_ = nullptr;
 }
 
 bool Program::launch(const StepInput& step, const StepOutput& out) {
@@ -460,7 +462,7 @@ bool Program::launch(const StepInput& step, const StepOutput& out) {
     StepInput next = step;
     StepOutput to = out;
     next_first_.assign(step.first, step.first + step.rows);
-    next_tokens_.assign(static_cast<size_t>(step.rows), -1);
+    next_tokens_.assign(static_cast<size_t>(step.rows), kLastDrawn);
     next.first = next_first_.data(), next.tokens = next_tokens_.data();
     while (repeated_ < step.repeats && !ends_here(next, to)) {
         const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
@@ -471,7 +473,6 @@ bool Program::launch(const StepInput& step, const StepOutput& out) {
         compute(next, to);
         ++repeated_;
     }
-    input_ = nullptr;
     return true;
 }
 

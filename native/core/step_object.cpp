@@ -4,6 +4,9 @@ namespace allotrope {
 
 namespace {
 
+constexpr int64_t kMostRepeats = 1024;
+constexpr double kLongestHold = 60;  // seconds: nobody can end it from outside
+
 // Attribute names as Python strings, made once.
 struct Names {
     PyObject *slots, *starts, *first, *tokens, *pages, *prompt_lens, *top_k, *candidates, *page_copies, *want, *sample,
@@ -81,11 +84,14 @@ StepObject::StepObject(nb::handle step) {
         check(target_candidates_.count() == in.rows, "target_candidates must have an element per row");
         in.target_candidates = target_candidates_.data();
     }
-    in.repeats = nb::cast<int64_t>(attribute(step, name.repeats));
+    if (!nb::try_cast(attribute(step, name.repeats), in.repeats)) throw nb::type_error("repeats must be a whole number");
+    check(in.repeats >= 1 && in.repeats <= kMostRepeats, "a step is repeated from once to 1024 times");
     if (in.repeats != 1) {
         in.ends = taken(ends_, step, name.ends);
-        in.end_pairs = ends_.count() / 2;
-        in.hold_s = nb::cast<double>(attribute(step, name.hold_s));
+        check(ends_.axes() == 2 && ends_.size(1) == 2, "ends must be pairs of row and token");
+        in.end_pairs = ends_.size(0);
+        if (!nb::try_cast(attribute(step, name.hold_s), in.hold_s)) throw nb::type_error("hold_s must be a number");
+        check(in.hold_s >= 0 && in.hold_s <= kLongestHold, "a step is held for a minute at the most");
     }
     const nb::object adjust = attribute(step, name.adjust);
     if (adjust.is_none()) return;

@@ -51,10 +51,10 @@ class _Model:
         asked, loop = SamplingParams(temperature=0, ignore_eos=True, seed=0, **params), self._opened.loop
         generations = [loop.prepare(None, prompt, asked, index=i) for i, prompt in enumerate(prompts)]
         for generation in generations:
-            loop.submit(generation)
+            loop.submit(generation, HOLD_S)
         for generation in generations:
             while not generation.ended:
-                loop.step(HOLD_S)
+                loop.step()
         return [generation.output().outputs[0] for generation in generations]
 
     def read_rate(self) -> float | None:
