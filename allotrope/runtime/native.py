@@ -1,8 +1,8 @@
 """The native executor: a plan handed to the core once, and each step one call into it. No torch.
 
 The core has the step's record as it is; what follows from it (positions, slots in the pages, which rows have logits) it
-works out itself. Weights stay where the engine's files are mapped; the KV pool, the buffers and a workspace are
-made when the engine is opened.
+works out itself. Weights are read where the engine's files are mapped, until they settle (`settling.py`); the KV pool,
+the buffers and a workspace are made when the engine is opened.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from allotrope.runtime import unbacked
 from allotrope.runtime.call_clock import CoreClock
 from allotrope.runtime.program import Bound, Choice, Program, unserved
 from allotrope.runtime.results import reports
+from allotrope.runtime.settling import Settling
 from allotrope.runtime.sharing import bytes_of, regions
 from allotrope.runtime.step import Pending, StepInput, StepOutput
 from allotrope.runtime.weights import Arrays, Engine
@@ -83,11 +84,13 @@ class NativeExecutor:
         self._program = Program(self.plan, Arrays(engine), device, threads)
         self._caches = _make_caches(self.plan, pages, page_size, poison)
         self._held: list[Any] = []  # weights whose memory nothing else keeps
-        self._multiplied: list[tuple[int, int]] = []  # where the weights lie that every step reads, and their bytes
+        self._multiplied: list[tuple[int, npt.NDArray[Any]]] = []  # the weights that every step reads, by slot
         self._capacity = {TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}
         self._workspace(self._capacity)  # a tactic that cannot run here is fatal before the core is told of it
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
         self._core: Any = self._handed_over()
+        self._settling = Settling(native.find().core, self._core, self._multiplied, self._program.threads)
+        self._stepped_s = 0.0
         self._clock = CoreClock(self._core, self.plan) if timed else None
         self._reserve(self._capacity)
         self._ended: float | None = None
@@ -102,6 +105,8 @@ class NativeExecutor:
         core = self._core
         if core is None:
             raise UsageError("the engine has been closed", remedy="open it again")
+        if self._settling.left:
+            self._settling.go_on(self._stepped_s)
         began, rows, repeats = time.perf_counter(), len(step.slots), step.repeats
         shape = rows if repeats == 1 else (repeats, rows)
         tokens, logprobs, finite = np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.bool_)
@@ -116,6 +121,7 @@ class NativeExecutor:
             done = core.repeated()
             tokens, logprobs, finite = tokens[:done], logprobs[:done], finite[:done]
         ended = time.perf_counter()
+        self._stepped_s += ended - began
         idle, self._ended = 0.0 if self._ended is None else began - self._ended, ended
         timed = None if self._clock is None else self._clock.stepped()
         logits = self._logits[:count]
@@ -127,10 +133,11 @@ class NativeExecutor:
         if self._core is None:
             raise UsageError("the engine has been closed", remedy="open it again")
         core, threads = native.find().core, self._program.threads
-        goes: list[float] = [core.read_all(self._multiplied, threads) for _ in range(2)]
+        places = list(self._settling.places.values())
+        goes: list[float] = [core.read_all(places, threads) for _ in range(2)]
         while sum(goes) < _READ_S and len(goes) < _MOST_GOES:
-            goes.append(core.read_all(self._multiplied, threads))
-        return sum(size for _, size in self._multiplied) / min(goes)
+            goes.append(core.read_all(places, threads))
+        return sum(size for _, size in places) / min(goes)
 
     def close(self) -> None:
         """Let go of all memory. The executor is of no use afterwards."""
@@ -211,7 +218,7 @@ class NativeExecutor:
                     self._held.append(array)  # one that was laid down anew is nobody else's
                     weights[id(array)] = core.fixed(describe(array))
                     if bound.call.op.startswith("linear"):
-                        self._multiplied.append((describe(array)[0], array.nbytes))
+                        self._multiplied.append((weights[id(array)], array))
                 return weights[id(array)]
             name = given.get(operand)
             if name is None:

@@ -96,6 +96,7 @@ void bind_program(nb::module_& module) {
              [](Program& self, int rows, int64_t width, int dtype, int region) {
                  return self.buffer(static_cast<Rows>(rows), width, static_cast<Dtype>(dtype), region);
              })
+        .def("moved", [](Program& self, int slot, uintptr_t to) { self.moved(slot, reinterpret_cast<char*>(to)); })
         .def("part", &Program::part)
         .def("step", &Program::step)
         .def("call", [](Program& self, int rows) { self.call(static_cast<Rows>(rows)); })
@@ -143,6 +144,10 @@ NB_MODULE(_core, module) {
         return found;
     });
     module.def("team_of", team_of);
+    module.def("move", [](uintptr_t from, uintptr_t to, int64_t bytes, int threads) {
+        nb::gil_scoped_release released;
+        return move({reinterpret_cast<const char*>(from), bytes}, reinterpret_cast<char*>(to), threads);
+    });
     module.def("read_all", [](const std::vector<std::tuple<uintptr_t, int64_t>>& given, int threads) {
         std::vector<Piece> pieces;
         for (const auto& [address, bytes] : given) pieces.emplace_back(reinterpret_cast<const char*>(address), bytes);

@@ -71,6 +71,7 @@ class Program {
 
     // Slots, by number.
     int fixed(const View& view);                            // a weight or a cache
+    void moved(int slot, char* to) { slots_.at(slot)->data = to; }  // such a weight lies elsewhere now
     int cache(const View& view);                            // the same, and pages of it may be copied
     int buffer(Rows rows, int64_t width, Dtype dtype, int region);  // an activation buffer; equal regions share memory
     int part(int of, int64_t start, int64_t width);         // columns of a buffer

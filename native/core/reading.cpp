@@ -1,5 +1,8 @@
 #include "reading.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstring>
 
 #include "pool.h"
@@ -10,6 +13,7 @@ namespace allotrope {
 namespace {
 
 constexpr int64_t kLine = 64, kAhead = 4096;  // bytes; as the kernels prefetch
+constexpr int64_t kChunk = 1 << 21;           // moved at a time: a huge page
 
 // The sum of all that is there, so that nothing of it can be left out.
 uint64_t sum_of(const char* at, int64_t bytes) {
@@ -42,7 +46,33 @@ struct Reading {
     }
 };
 
+struct Moving {
+    const Piece& piece;
+    char* to;
+
+    void work(Team& team) const {
+        const auto [from, bytes] = piece;
+        const int64_t chunks = (bytes + kChunk - 1) / kChunk, page = sysconf(_SC_PAGESIZE);
+        const int64_t begin = chunks * team.index / team.count, end = chunks * (team.index + 1) / team.count;
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+            const int64_t at = chunk * kChunk, size = bytes - at < kChunk ? bytes - at : kChunk;
+            std::memcpy(to + at, from + at, size);
+            // Whole pages of it only; on another thread's side of a border one may stay.
+            const auto first = (reinterpret_cast<intptr_t>(from + at) + page - 1) / page * page;
+            const auto last = reinterpret_cast<intptr_t>(from + at + size) / page * page;
+            if (first < last) madvise(reinterpret_cast<void*>(first), static_cast<size_t>(last - first), MADV_DONTNEED);
+        }
+    }
+};
+
 }  // namespace
+
+double move(const Piece& piece, char* to, int threads) {
+    Moving moving{piece, to};
+    const double began = steady_seconds();
+    run_team(threads, [](void* all, Team& team) { static_cast<const Moving*>(all)->work(team); }, &moving);
+    return steady_seconds() - began;
+}
 
 double read_all(const std::vector<Piece>& pieces, int threads) {
     Reading reading{pieces};
