@@ -84,6 +84,12 @@ const char* lacks(const char*) { return ""; }
 
 }  // namespace
 
+#if defined(__x86_64__)
+const bool kFetchNear = !has_tiles();
+#else
+const bool kFetchNear = true;
+#endif
+
 const char* refused([[maybe_unused]] const Isa& isa) {
 #if defined(__x86_64__)
     if (!std::strcmp(isa.name, "amx")) {

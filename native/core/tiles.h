@@ -47,7 +47,10 @@ struct Ahead {
             next += jump;
             end += jump + stride;
         }
-        ALLOTROPE_UNROLL(c, kPanels) __builtin_prefetch(next + c * stride);
+        if (kFetchNear)
+            ALLOTROPE_UNROLL(c, kPanels) __builtin_prefetch(next + c * stride);
+        else
+            ALLOTROPE_UNROLL(c, kPanels) __builtin_prefetch(next + c * stride, 0, 2);
         next += bytes;
     }
 };
