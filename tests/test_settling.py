@@ -63,18 +63,27 @@ def test_the_same_bits_wherever_the_weights_are(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_huge_pages
-def test_few_at_a_time_change_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_at_a_time_changes_nothing_meanwhile() -> None:
     with opened() as llm:
         expected = spoken(llm)
-    monkeypatch.setattr(settling, "SHARE", 0.01)
-    seen = set()
+    seen = []
     with opened() as llm:
-        for _ in range(400):
+        llm.generate("The cat", SamplingParams(max_tokens=1))
+        moving = resting(llm)._settling
+        move, count = moving._core.move, moving.left
+
+        class Slow:
+            @staticmethod
+            def move(*given: int) -> float:
+                move(*given)
+                return 1e9  # so that one is enough for a while
+
+        moving._core = Slow
+        while moving.left:
+            moving._spent_s = 0.0
             assert spoken(llm) == expected
-            seen.add(resting(llm)._settling.left)
-            if not resting(llm)._settling.left:
-                break
-    assert 0 in seen and len(seen) > 2
+            seen.append(moving.left)
+    assert seen == list(range(count - 1, -1, -1))
 
 
 @pytest.mark.parametrize("lacking", ["pages", "memory", "addresses"])

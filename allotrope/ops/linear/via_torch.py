@@ -81,6 +81,9 @@ def _placed_alike(tile: Tensor) -> bool:
     return tile.is_contiguous() and tile.data_ptr() % LINE == 0
 
 
+_AMX_ROWS = 16  # of a tile register
+
+
 @dataclass(frozen=True)
 class Tiles:
     """The product in tiles of `rows` rows; the last one is filled up."""
@@ -110,8 +113,12 @@ class Tiles:
         return None
 
     def row_class(self, problem: Problem, device: Device) -> str | None:
-        """Always its own: no other tile size and no other packing gives the same bits."""
-        return self.name
+        """Its own: no other tile size and no other packing gives the same bits. None where AMX multiplies large tiles:
+        there a row's bits have been seen to change with its company."""
+        spoilt = (
+            problem.dtype == "bf16" and self.rows > _AMX_ROWS and device.kind == "cpu" and "amx_bf16" in device.features
+        )
+        return None if spoilt else self.name
 
     def workspace(self, problem: Problem, device: Device) -> int:
         """A tile in, a tile out, and a narrow weight filled up."""
