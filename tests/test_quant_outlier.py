@@ -18,7 +18,7 @@ def test_an_outlier_of_a_small_model(tmp_path: Path) -> None:
     found = {case: told["perplexity"] for case, told in costs("tinygal-draft", tmp_path, 2, few)}
     assert abs(found["fp32"]) < 1e-5
     assert found[PLAIN] > 0.5
-    assert found[SMOOTHED] < 0.02  # 0.9 % or 1.4 %, by whose matrix products it was calibrated with
+    assert found[SMOOTHED] < 0.02  # below 1 % on one CPU, 1.4 % on another: calibration follows matrix products
 
 
 @pytest.mark.slow
