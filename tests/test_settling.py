@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_where_they_cannot_move_they_stay(lacking: str, monkeypatch: pytest.Monk
 def test_a_system_that_knows_no_huge_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(settling, "_HUGE_PAGES", tmp_path / "nowhere")
     assert not settling.huge_pages()
+
+
+@needs_huge_pages
+def test_closing_gives_the_memory_back() -> None:
+    with opened() as llm:
+        spoken(llm)
+        spoken(llm)
+        kept, settled = weakref.ref(resting(llm)._settling._region), resting(llm)._settling
+        assert kept() is not None
+    assert kept() is None and settled._program is None
 
 
 def test_memory_that_somebody_wrote_to_is_left_alone() -> None:

@@ -38,7 +38,7 @@ def _told(ranges: Ranges | None, name: str, do: Callable[P, T]) -> Callable[P, T
 class _Executor:
     """Hands steps on and notes when they were launched."""
 
-    can_repeat = False  # a graphics card's, or one by which each call is looked at
+    can_repeat = False  # every step is to be seen
 
     def __init__(self, executor: Executor, notes: Notes) -> None:
         self._launch, self._launched = _told(notes.ranges, LAUNCHING, executor.launch), notes.launched.append

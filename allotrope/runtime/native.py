@@ -144,6 +144,7 @@ class NativeExecutor:
         if self._clock is not None:
             self._clock.close()
         self._core, self._caches, self._clock = None, {}, None
+        self._settling.close()
 
     def _reports(self, step: StepInput, finite: npt.NDArray[np.bool_]) -> tuple[Any, Any]:
         rows, most = self._core.reported()

@@ -59,6 +59,11 @@ class Settling:
             self.places[slot] = (self._at, size)
             self._at += _padded(size)
 
+    def close(self) -> None:
+        """Let go of the program and of all that has moved."""
+        self._left.clear()
+        self._core = self._program = self._region = None
+
     def _begin(self) -> int:
         """Where the room for all begins; 0 if there is none."""
         try:
