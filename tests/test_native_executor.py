@@ -22,10 +22,13 @@ from allotrope.artifact.engine import open_engine
 from allotrope.build import build
 from allotrope.cli import main
 from allotrope.errors import EngineError, UsageError
+from allotrope.models.recipe import Mlp, Recipe
 from allotrope.ops import registry
-from allotrope.ops.native import NativeTactic
+from allotrope.ops.native import NativeTactic, describe
+from allotrope.runtime.native import NativeExecutor
 from allotrope.runtime.request import new_request
 from allotrope.runtime.sampling_params import SamplingParams
+from allotrope.runtime.settling import huge_pages
 from allotrope.runtime.step import WANT_ALL, WANT_LAST
 from tests.engines import GPT, LLAMA, MemoryEngine, naive, plan_of, random_weights
 from tests.native_kit import native_engine, native_executor, needs_core
@@ -291,6 +294,17 @@ def test_an_idle_engine_takes_no_processor() -> None:
     assert time.process_time() - spent < 0.1 * (time.perf_counter() - began)
 
 
+@pytest.mark.parametrize("recipe", [LLAMA, GPT], ids=["its own head", "tied"])
+def test_what_two_calls_read_is_one_weight(recipe: Recipe) -> None:
+    """Or the embedding would still be read where the head was."""
+    runner = native_executor(native_engine(recipe))
+    places = [describe(array)[0] for array in runner._held]
+    assert len(places) == len(set(places))
+    head = next(call for call in runner.plan.calls if call.path == "head" and call.op == "linear")
+    table = next(call for call in runner.plan.calls if call.op == "embed")
+    assert (plans.name(head.ins["weight"]) == plans.name(table.ins["table"])) == recipe.tied
+
+
 def test_a_closed_executor_says_so() -> None:
     runner = native_executor(native_engine(LLAMA))
     runner.close()
@@ -298,12 +312,44 @@ def test_a_closed_executor_says_so() -> None:
         runner.launch(one_step([1, 2], WANT_ALL))
 
 
+@pytest.mark.skipif(not huge_pages(), reason="the system gives no huge pages")
+def test_steps_of_many_tokens_ask_for_larger_pages_and_change_nothing() -> None:
+    """Once so many tokens come at a time; what earlier steps left in the buffers is nobody's."""
+
+    def advised() -> int:
+        flags = [
+            line.split() for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("VmFlags")
+        ]
+        return sum("hg" in line for line in flags)
+
+    recipe = replace(LLAMA, max_len=1024, blocks=(replace(LLAMA.blocks[0], mlp=Mlp(1024, "silu", gated=True)),))
+    engine, few, many = native_engine(recipe), [i % 290 for i in range(40)], [i % 290 for i in range(700)]
+
+    def opened() -> NativeExecutor:
+        return native_executor(engine, pages=200, max_tokens=1000, threads=2, poison=False)
+
+    def logits(runner: NativeExecutor, tokens: list[int]) -> bytes:
+        return runner.run(one_step(tokens, WANT_ALL)).logits.tobytes()
+
+    runner, before = opened(), advised()
+    first = logits(runner, few)
+    assert advised() == before
+    second = logits(runner, many)
+    assert advised() > before
+    assert (logits(runner, few), logits(runner, many[:300]), logits(runner, many)) == (
+        first,
+        logits(opened(), many[:300]),
+        second,
+    )
+    assert logits(opened(), many) == second
+
+
 def test_what_every_step_reads_is_read_for_its_rate() -> None:
     """Every matrix that is multiplied with, once; no table of which rows are looked up; and nothing after the end."""
     engine = native_engine(LLAMA)
     runner = native_executor(engine, threads=2)
     slots = {plans.name(call.ins["weight"]) for call in engine.manifest.plan.calls if call.op == "linear"}
-    assert len(runner._multiplied) == len({place for place, _ in runner._multiplied}) == len(slots)
+    assert len(runner._multiplied) == len(slots)
     assert 1e7 < runner.read_rate() < 1e13
     runner.close()
     with pytest.raises(UsageError, match="has been closed"):

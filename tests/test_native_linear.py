@@ -22,6 +22,7 @@ from allotrope.ops.linear_codes import PER_BYTE
 from allotrope.ops.linear_codes.grouped import _added
 from allotrope.ops.native import NativeTactic
 from allotrope.ops.packing import PACKINGS
+from allotrope.ops.rows import quantise_rows
 from allotrope.ops.tactic import Tactic
 
 CPU = detect("cpu")
@@ -201,6 +202,27 @@ def test_the_largest_products_do_not_saturate(form: str, code: int, isa: str) ->
     outs = poison.run(tactic, registry.contract(posed.op), posed, CPU, ins).outs
     value = code if form == "int8" else code // 16
     assert torch.equal(outs["out"], torch.full((3, 32), 127.0 * 1024 * value))
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_codes_are_those_of_a_true_division(rows: int, isa: str) -> None:
+    """Beside every tie between two codes, under scales of all sizes; the weight picks each code out."""
+    posed = coded("int8", rows, 256, 256, None, "int8")
+    [tactic] = able(posed)
+    random = torch.Generator().manual_seed(4)
+    for _ in range(40 if rows == 1 else 5):
+        peaks = (1 + torch.rand(rows, 1, generator=random)) * 2.0 ** torch.randint(
+            -126, 127, (rows, 1), generator=random
+        )
+        peaks[0] *= 1 - 2.0**-24
+        ties = (peaks / 127 * (torch.arange(256) - 127.5)).clamp(-peaks, peaks)
+        beside = ties.view(torch.int32) + torch.randint(-2, 3, (rows, 256), generator=random).int()
+        x = torch.where(ties == 0, ties, beside.view(torch.float32)).clamp(-peaks, peaks)
+        x[:, 0] = peaks[:, 0]
+        expected = quantise_rows(x, "int8")
+        ins = {"x": x, "codes": torch.eye(256, dtype=torch.uint8), "scales": torch.ones(256, 1)}
+        found = poison.run(tactic, registry.contract(posed.op), posed, CPU, ins).outs["out"]
+        assert torch.equal(found, expected.codes.float() * expected.scales)
 
 
 def test_a_group_s_sum_is_added_with_one_rounding() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,32 @@ def test_a_row_has_its_bits_in_any_company(op: str) -> None:
     native.set_threads(2)
     for tactic in tactics(op):
         assert check.check_rows(tactic, ONE_OF_EACH[op], CPU, most=64) is None
+
+
+@pytest.mark.usefixtures("native_threads")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "window"), HEADS)
+def test_a_query_s_bits_are_those_that_it_has_alone(
+    form: str, heads: int, kv_heads: int, head_dim: int, window: int
+) -> None:
+    """Many queries turn their keys, few do not; and tiles begin wherever a chunk of the prompt does."""
+    params = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": head_dim**-0.5}
+    axes = {"rows": 150, "requests": 1, "context": 190, "page_size": 16, "width": heads * head_dim}
+    axes |= {"cache_width": row_width(form, kv_heads, head_dim)}
+    problem = Problem("attention", axes, params | {"window": window, "kv": form}, "fp32")
+    case = check.prepare(problem, CPU, 3)
+    (tactic,) = tactics("attention")
+    native.set_threads(2)
+    whole = poison.run(tactic, case.contract, problem, CPU, case.ins, False).outs["out"]
+    for size in (1, 7, 15, 16, 40, 65):
+        for start in range(0, 150, size):
+            stop = min(start + size, 150)
+            first = case.ins["row_first"] + start
+            own = {"q": case.ins["q"][start:stop], "row_starts": torch.tensor([0, stop - start], dtype=torch.int32)}
+            part = replace(problem, axes=axes | {"rows": stop - start, "context": int(first) + stop - start})
+            ins = {**case.ins, **own, "row_first": first}
+            found = poison.run(tactic, case.contract, part, CPU, ins, False).outs["out"]
+            assert torch.equal(poison.bits(found), poison.bits(whole[start:stop])), (size, start)
 
 
 FORCED = """

@@ -198,6 +198,15 @@ def describe(array: Any) -> Described:
     return view
 
 
+def described_cache(array: Any) -> Described:
+    """The same of a cache [pages, page_size, width], whose pages may lie apart."""
+    pages, page_size, width = array.shape
+    address, rows, _, _, dtype, _ = describe(array[0])
+    if rows != page_size or array.strides[1] != width * array.itemsize:
+        raise ValueError(f"a page's rows must lie dense, and {array.shape} lies in steps of {array.strides} bytes")
+    return address, pages * page_size, width, array.strides[1], dtype, page_size
+
+
 def _dense(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:
     """Whether elements of this size lie one after the other. How far it is to the next of one is no matter."""
     for length, step in zip(reversed(shape), reversed(strides), strict=True):

@@ -23,7 +23,7 @@ from allotrope.errors import EngineError, OutOfMemory, UsageError
 from allotrope.hw.detect import available_memory
 from allotrope.hw.device import Device
 from allotrope.ops.kv_rows import COMPUTE
-from allotrope.ops.native import NativeTactic, aligned, describe, operands
+from allotrope.ops.native import Described, NativeTactic, aligned, describe, described_cache, operands
 from allotrope.ops.sample import ADJUSTMENTS
 from allotrope.runtime import unbacked
 from allotrope.runtime.call_clock import CoreClock
@@ -84,7 +84,7 @@ class NativeExecutor:
         self._program = Program(self.plan, Arrays(engine), device, threads)
         self._caches = _make_caches(self.plan, pages, page_size, poison)
         self._held: list[Any] = []  # weights whose memory nothing else keeps
-        self._multiplied: list[tuple[int, npt.NDArray[Any]]] = []  # the weights that every step reads, by slot
+        self._multiplied: dict[int, npt.NDArray[Any]] = {}  # the weights that every step reads, by slot
         self._capacity = {TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}
         self._workspace(self._capacity)  # a tactic that cannot run here is fatal before the core is told of it
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
@@ -189,12 +189,14 @@ class NativeExecutor:
         if threads < wanted:
             warnings.warn(f"the system gives {threads} threads where {wanted} were wanted: slower steps", stacklevel=4)
         core = found.core.Program(found.isa, threads, self.page_size)
-        slots: dict[str, int] = {name: core.cache(describe(cache)) for name, cache in self._caches.items()}
+        slots: dict[str, int] = {
+            name: core.cache(described_cache(cache), cache.strides[0]) for name, cache in self._caches.items()
+        }
         shared = regions(self.plan)
         whole = {name: spec for name, spec in self.plan.buffers.items() if spec.of is None}
         for name, spec in [*whole.items(), *((n, s) for n, s in self.plan.buffers.items() if s.of is not None)]:
             slots[f"b:{name}"] = _buffer(core, spec, slots, shared.get(name, -1))
-        weights: dict[int, int] = {}
+        weights: dict[Described, int] = {}
         for bound in self._program.calls:
             core.call(_KINDS[bound.rows])
             for choice in bound.choices:
@@ -207,7 +209,9 @@ class NativeExecutor:
         core.sampled(slots[sample.call.outs["tokens"]], slots[sample.call.outs["logprobs"]])
         return core
 
-    def _choice(self, core: Any, bound: Bound, choice: Choice, slots: dict[str, int], weights: dict[int, int]) -> None:
+    def _choice(
+        self, core: Any, bound: Bound, choice: Choice, slots: dict[str, int], weights: dict[Described, int]
+    ) -> None:
         tactic, given = choice.tactic, dict(bound.ins)
         if not isinstance(tactic, NativeTactic):
             raise TypeError(f"{tactic.name} of {bound.call.path} is no kernel of the core")
@@ -215,12 +219,13 @@ class NativeExecutor:
         def slot(operand: str) -> int:
             if operand in choice.weights:
                 array = choice.weights[operand]
-                if id(array) not in weights:
+                view = describe(array)
+                if view not in weights:  # an embedding that the head reads, too, is one weight and settles as one
                     self._held.append(array)  # one that was laid down anew is nobody else's
-                    weights[id(array)] = core.fixed(describe(array))
-                    if bound.call.op.startswith("linear"):
-                        self._multiplied.append((weights[id(array)], array))
-                return weights[id(array)]
+                    weights[view] = core.fixed(view)
+                if bound.call.op.startswith("linear"):
+                    self._multiplied[weights[view]] = array
+                return weights[view]
             name = given.get(operand)
             if name is None:
                 return _ABSENT
@@ -245,20 +250,30 @@ def _buffer(core: Any, spec: Buffer, slots: Mapping[str, int], region: int) -> i
 
 
 def _make_caches(plan: Plan, pages: int, page_size: int, poison: bool) -> dict[str, npt.NDArray[Any]]:
-    """The KV pool, by `c:` slot. Memory that nobody touches stays unbacked."""
-    caches: dict[str, npt.NDArray[Any]] = {}
+    """The KV pool, by `c:` slot, [pages, page_size, row_width] each.
+
+    It lies page by page, all layers' keys and values of a page together: pages are taken from the first on, so what is
+    used is the pool's beginning, and in few of the system's pages.
+    """
+    places: list[tuple[str, int, np.dtype[Any], int]] = []  # slot, offset in the page, dtype, width
+    apart = 0
     for layer, form in enumerate(plan.cache.dtypes):
-        shape = (2, pages, page_size, plan.cache.row_width(form))
-        dtype = np.dtype(np.float32 if form == COMPUTE else np.uint8)
-        try:
-            both = unbacked.empty(shape, dtype)
-        except MemoryError as error:
-            needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            raise OutOfMemory(
-                f"the KV pool's pages need {shortage(needed, available_memory())}",
-                remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
-            ) from error
-        if poison:
-            both.fill(np.nan if form == COMPUTE else 0xFF)
-        caches |= {f"c:{layer}.k": both[0], f"c:{layer}.v": both[1]}
-    return caches
+        dtype, width = np.dtype(np.float32 if form == COMPUTE else np.uint8), plan.cache.row_width(form)
+        for part in "kv":
+            places.append((f"c:{layer}.{part}", apart, dtype, width))
+            apart += aligned(page_size * width * dtype.itemsize)
+    try:
+        pool = unbacked.empty(pages * apart)
+    except MemoryError as error:
+        raise OutOfMemory(
+            f"the KV pool's pages need {shortage(pages * apart, available_memory())}",
+            remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
+        ) from error
+    if poison:
+        pool.fill(0xFF)  # NaN
+    return {
+        slot: np.ndarray(
+            (pages, page_size, width), dtype, pool.data, offset, (apart, width * dtype.itemsize, dtype.itemsize)
+        )
+        for slot, offset, dtype, width in places
+    }

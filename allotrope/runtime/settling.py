@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,14 @@ _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _LINE = 64
 _ROOM = 2  # times what moves must be available: a file's pages can be given back when memory is short, these cannot
 
-Weight = tuple[int, npt.NDArray[Any]]  # the core's slot, and the weight
-
 
 class Settling:
-    """Moves weights of one program. `places` says where each lies by now: address and bytes, by slot."""
+    """Moves weights of one program, by the core's slots. `places` says where each lies by now: address and bytes."""
 
-    def __init__(self, core: Any, program: Any, weights: Iterable[Weight], threads: int) -> None:
+    def __init__(self, core: Any, program: Any, weights: Mapping[int, npt.NDArray[Any]], threads: int) -> None:
         self._core, self._program, self._threads = core, program, threads
-        self.places = {slot: (_address(array), array.nbytes) for slot, array in weights}
-        mapped = [slot for slot, array in weights if _is_mapped(array)]
+        self.places = {slot: (_address(array), array.nbytes) for slot, array in weights.items()}
+        mapped = [slot for slot, array in weights.items() if _is_mapped(array)]
         size = sum(_padded(self.places[slot][1]) for slot in mapped)
         self._left: deque[int] = deque(mapped if size and huge_pages() and _ROOM * size < available_memory() else ())
         self._region: mmap.mmap | None = None

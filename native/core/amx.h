@@ -75,7 +75,7 @@ ALLOTROPE_INLINE void multiply_tiles(const int8_t* const (&x)[2], const char* co
     _tile_stored(3, sums[1][1], kTileInputs);
 }
 
-// Two groups of `inputs` inputs each: from input `from` on, and so much `further` on. Their sums stay in registers, of which
+// Two groups of `inputs` inputs each, from input `from` on, or one, if there is no other. Their sums stay in registers, of which
 // there are two pairs, and are stored later: what has just been multiplied would be waited for. The intrinsics are macros
 // that write a register's name, so they take no template's number.
 template <int kPair>
@@ -84,24 +84,24 @@ struct GroupPair;
 #define ALLOTROPE_GROUP_PAIR(pair, one, other)                                                                          \
     template <>                                                                                                         \
     struct GroupPair<pair> {                                                                                            \
-        template <int64_t kInputs>                                                                                      \
-        ALLOTROPE_INLINE static void multiply(const int8_t* x, const char* weights, int64_t from, int64_t inputs,       \
-                                              int64_t further) {                                                        \
+        template <int64_t kInputs, bool kBoth>                                                                          \
+        ALLOTROPE_INLINE static void multiply(const int8_t* x, const char* weights, int64_t from, int64_t inputs) {     \
             _tile_zero(one);                                                                                            \
-            _tile_zero(other);                                                                                          \
+            if (kBoth) _tile_zero(other);                                                                               \
             asm volatile("" ::: "memory");                                                                              \
             for (int64_t input = from; input < from + inputs; input += kInputs) {                                       \
                 _tile_loadd(4, x + place_in_tiles(input), kTileInputs);                                                 \
                 _tile_loadd(6, weights + input * kPanel, kTileInputs);                                                  \
                 _tile_dpbssd(one, 4, 6);                                                                                \
-                _tile_loadd(5, x + place_in_tiles(input + further), kTileInputs);                                       \
-                _tile_loadd(7, weights + (input + further) * kPanel, kTileInputs);                                      \
+                if (!kBoth) continue;                                                                                   \
+                _tile_loadd(5, x + place_in_tiles(input + inputs), kTileInputs);                                        \
+                _tile_loadd(7, weights + (input + inputs) * kPanel, kTileInputs);                                       \
                 _tile_dpbssd(other, 5, 7);                                                                              \
             }                                                                                                           \
         }                                                                                                               \
-        ALLOTROPE_INLINE static void store(PairOfSums& sums) {                                                          \
+        ALLOTROPE_INLINE static void store(PairOfSums& sums, bool both) {                                               \
             _tile_stored(one, sums[0], kTileInputs);                                                                    \
-            _tile_stored(other, sums[1], kTileInputs);                                                                  \
+            if (both) _tile_stored(other, sums[1], kTileInputs);                                                        \
             asm volatile("" ::: "memory");                                                                              \
         }                                                                                                               \
     };
@@ -119,18 +119,18 @@ inline thread_local PairOfSums plain_pairs[2];
 
 template <int kPair>
 struct GroupPair {
-    template <int64_t kInputs>
-    static void multiply(const int8_t* x, const char* weights, int64_t from, int64_t inputs, int64_t further) {
-        for (int i = 0; i < 2; ++i)
+    template <int64_t kInputs, bool kBoth>
+    static void multiply(const int8_t* x, const char* weights, int64_t from, int64_t inputs) {
+        for (int i = 0; i < (kBoth ? 2 : 1); ++i)
             for (int64_t r = 0; r < kTileRows; ++r)
                 for (int64_t o = 0; o < kPanel; ++o) {
                     int32_t sum = 0;
-                    for (int64_t k = from + i * further; k < from + i * further + inputs; ++k)
+                    for (int64_t k = from + i * inputs; k < from + (i + 1) * inputs; ++k)
                         sum += x[place_in_tiles(k) + r * kTileInputs] * weights[(k / 4 * kPanel + o) * 4 + k % 4];
                     plain_pairs[kPair][i][r * kPanel + o] = sum;
                 }
     }
-    static void store(PairOfSums& sums) { std::memcpy(sums, plain_pairs[kPair], sizeof sums); }
+    static void store(PairOfSums& sums, bool) { std::memcpy(sums, plain_pairs[kPair], sizeof sums); }
 };
 
 inline void multiply_tiles(const int8_t* const (&x)[2], const char* const (&weights)[2], int64_t blocks, TileSums& sums) {
@@ -191,9 +191,12 @@ void finish_groups(const Product& product, const Coded& coded, int64_t t, int64_
     W totals[kTileRows] = {};
     const int64_t pairs = (groups.count + 1) / 2;
     const auto multiply = [&](auto which, int64_t pair) {
-        const int64_t g = 2 * pair, further = g + 1 < groups.count ? groups.size : 0;  // there is no other: the same twice
-        if (pair < pairs)
-            GroupPair<decltype(which)::value>::template multiply<kInputs>(x, weights, g * groups.size, groups.size, further);
+        using Pair = GroupPair<decltype(which)::value>;
+        const int64_t from = 2 * pair * groups.size;
+        if (2 * pair + 1 < groups.count)
+            Pair::template multiply<kInputs, true>(x, weights, from, groups.size);
+        else if (pair < pairs)
+            Pair::template multiply<kInputs, false>(x, weights, from, groups.size);
     };
     using Even = std::integral_constant<int, 0>;
     using Odd = std::integral_constant<int, 1>;
@@ -201,10 +204,10 @@ void finish_groups(const Product& product, const Coded& coded, int64_t t, int64_
     for (int64_t pair = 0; pair < pairs; ++pair) {
         if (pair % 2 == 0) {
             multiply(Odd{}, pair + 1);
-            GroupPair<0>::store(sums[0]);
+            GroupPair<0>::store(sums[0], 2 * pair + 1 < groups.count);
         } else {
             multiply(Even{}, pair + 1);
-            GroupPair<1>::store(sums[1]);
+            GroupPair<1>::store(sums[1], 2 * pair + 1 < groups.count);
         }
         for (int64_t g = 2 * pair - 2; g < 2 * pair + (pair + 1 < pairs ? 0 : 2); ++g) {
             if (g < 0 || g >= groups.count) continue;
@@ -241,15 +244,39 @@ inline void finish_tiles(const Product& product, const Coded& coded, int64_t t, 
         }
 }
 
+// Rows of a chunk at most: their codes lie in a core's second cache beside weights, which are made bytes once for each.
+ALLOTROPE_INLINE int64_t most_rows(int64_t inputs) {
+    constexpr int64_t kCodes = 3 << 18;
+    return kCodes / inputs > kChunk ? kCodes / inputs / kTileRows * kTileRows : kChunk;
+}
+
+// The weights of the panels that come next, fetched into the second cache a few lines before each tile.
+class NextWeights {
+ public:
+    ALLOTROPE_INLINE NextWeights(const Product& product, int64_t panel, int64_t panels, int64_t tiles)
+        : at_(product.weights + panel * product.stride),
+          end_(at_ + panels * product.stride),
+          step_(up((panels * product.stride + tiles - 1) / tiles, 64)) {}
+
+    ALLOTROPE_INLINE void fetch(int64_t tiles) {
+        const char* stop = at_ + tiles * step_ < end_ ? at_ + tiles * step_ : end_;
+        for (; at_ < stop; at_ += 64) __builtin_prefetch(at_, 0, 2);
+    }
+
+ private:
+    const char *at_, *end_;
+    int64_t step_;
+};
+
 template <class Form, bool kGrouped>
 void multiply_in_tiles(const Product& product, Team& team) {
-    const int64_t rows = product.finish.out.rows, chunk_rows = chunk_of(rows, kTileRows);
-    const int64_t inputs = up(product.x.width, kTileInputs);
+    const int64_t inputs = up(product.x.width, kTileInputs), rows = product.finish.out.rows;
+    const int64_t chunk_rows = chunk_of(rows, kTileRows, most_rows(inputs));
     const Coded coded = coded_at(product, chunk_rows, inputs, kGrouped, 0);
     char* const panels_at = product.workspace + CodedRoom(chunk_rows, inputs, coded.stretches).bytes();
     char* const room[2] = {panels_at + team.index * 2 * inputs * kPanel,
                            panels_at + (team.index * 2 + 1) * inputs * kPanel};
-    const Share mine(product.panels(), team, 2);
+    const Share mine(product.panels(), team, kGrouped ? 1 : 2);
     const bool halves = kGrouped && product.groups.size % kTileInputs != 0, shifted = product.groups.zeros != nullptr;
     const auto finish_group = halves ? shifted ? finish_groups<kTileInputs / 2, true> : finish_groups<kTileInputs / 2, false>
                                      : shifted ? finish_groups<kTileInputs, true> : finish_groups<kTileInputs, false>;
@@ -265,11 +292,16 @@ void multiply_in_tiles(const Product& product, Team& team) {
             const char* weights[2];
             weights[0] = panel_in_tiles<Form>(product, panel, inputs, room[0]);
             weights[1] = panels < 2 ? weights[0] : panel_in_tiles<Form>(product, panel + 1, inputs, room[1]);
+            NextWeights next(product, panel + panels, mine.end - panel < 4 ? mine.end - panel - panels : 2, tiles);
             if (!kGrouped)
-                for (int64_t t = 0; t < tiles; t += 2)
+                for (int64_t t = 0; t < tiles; t += 2) {
+                    next.fetch(2);
                     finish_tiles(product, coded, t, first, here, panel, panels, {weights[0], weights[1]});
-            for (int64_t t = 0; kGrouped && t < tiles; ++t)
+                }
+            for (int64_t t = 0; kGrouped && t < tiles; ++t) {
+                next.fetch(1);
                 for (int64_t i = 0; i < panels; ++i) finish_group(product, coded, t, first, here, panel + i, weights[i]);
+            }
         }
     }
 }
@@ -277,7 +309,7 @@ void multiply_in_tiles(const Product& product, Team& team) {
 // `Sizing` of these products, by rows, inputs and groups.
 inline int64_t tiles_workspace(const int64_t* sizes, int threads) {
     const int64_t inputs = up(sizes[1], kTileInputs);
-    const CodedRoom room(longest_chunk(sizes[0], kTileRows), inputs, most_stretches(sizes[1], sizes[2]));
+    const CodedRoom room(longest_chunk(sizes[0], kTileRows, most_rows(inputs)), inputs, most_stretches(sizes[1], sizes[2]));
     return sizes[0] < kManyRows ? 0 : room.bytes() + threads * 2 * inputs * kPanel;
 }
 

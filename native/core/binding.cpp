@@ -91,7 +91,7 @@ void bind_program(nb::module_& module) {
                  new (self) Program(isa_named(isa), threads, page_size);
              })
         .def("fixed", [](Program& self, const Described& view) { return self.fixed(view_of(view)); })
-        .def("cache", [](Program& self, const Described& view) { return self.cache(view_of(view)); })
+        .def("cache", [](Program& self, const Described& view, int64_t apart) { return self.cache(view_of(view), apart); })
         .def("buffer",
              [](Program& self, int rows, int64_t width, int dtype, int region) {
                  return self.buffer(static_cast<Rows>(rows), width, static_cast<Dtype>(dtype), region);

@@ -42,11 +42,34 @@ inline float scale_of(float peak) {
 
 typedef int8_t Codes16 __attribute__((vector_size(16)));
 
+// What a row is divided by. Where the machine fuses, x · (1 / scale) is put right by what it leaves over, which rounds as a
+// division does (Markstein) and takes a third of its time; but not where that remainder is too small for fp32.
+class Divisor {
+ public:
+    ALLOTROPE_INLINE explicit Divisor(float scale)
+        : scale_(splat(scale)), inverse_(splat(1.0f / scale)), fuses_(kFuses && scale >= 0x1p-90f) {}
+
+    ALLOTROPE_INLINE F under(F x) const {
+        if (!fuses_) return x / scale_;
+        const F near = x * inverse_;
+        return fma(fma(-near, scale_, x), inverse_, near);
+    }
+
+ private:
+#if defined(__AVX2__) || defined(__aarch64__)
+    static constexpr bool kFuses = true;
+#else
+    static constexpr bool kFuses = false;
+#endif
+    F scale_, inverse_;
+    bool fuses_;
+};
+
 // Sixteen codes: x / scale to the nearest, ties to even. What is added and taken off again leaves no fraction over.
-ALLOTROPE_INLINE N codes_of(const W& x, F scale) {
+ALLOTROPE_INLINE N codes_of(const W& x, const Divisor& scale) {
     N codes;
     ALLOTROPE_PARTS(i) {
-        const F steps = min(max(x.at[i] / scale, splat(-kMostCode)), splat(kMostCode));
+        const F steps = min(max(scale.under(x.at[i]), splat(-kMostCode)), splat(kMostCode));
         codes.at[i] = (I)(steps + 12582912.0f) - 0x4B400000;
     }
     return codes;
@@ -97,7 +120,7 @@ constexpr int64_t kInputsTogether = 64;  // where a row's codes lie side by side
 // Where codes go: row `row` of a tile of `rows`, and −factor · Σ codes of each stretch of `size` inputs.
 struct Place {
     int8_t* codes;
-    int32_t* sums;  // [stretches][rows]
+    int32_t* sums;  // [stretches][rows]; null: nobody needs them
     int64_t rows, row, size;
     int32_t factor;
 };
@@ -108,9 +131,8 @@ template <class Form, bool kTogether>
 void encode(const float* x, int64_t begin, int64_t end, float scale, const Place& to) {
     constexpr int kInputs = 4 * Form::kQuads;
     const bool finite = scale == scale;
-    const F divisor = splat(scale);
-    int32_t* sum = to.sums + begin / to.size * to.rows + to.row;
-    for (int64_t first = begin; first < end; first += to.size, sum += to.rows) {
+    const Divisor divisor(scale);
+    for (int64_t first = begin; first < end; first += to.size) {
         const int64_t stop = first + to.size < end ? first + to.size : end;
         N sums{};
         const auto put = [&](int64_t at, const W& values, int64_t count) {
@@ -121,8 +143,8 @@ void encode(const float* x, int64_t begin, int64_t end, float scale, const Place
             if (Form::kQuads == 2) bytes = parted(bytes);
             const int64_t filled = (count + kInputs - 1) / kInputs * Form::kQuads;
             if (kTogether) {
-                const int64_t block = at / kInputsTogether * to.rows + to.row;
-                int8_t* place = to.codes + block * kInputsTogether + at % kInputsTogether;
+                const uint64_t input = static_cast<uint64_t>(at), block = input / kInputsTogether * to.rows + to.row;
+                int8_t* place = to.codes + block * kInputsTogether + input % kInputsTogether;
                 if (count == kPanel)
                     std::memcpy(place, &bytes, sizeof bytes);
                 else
@@ -144,7 +166,7 @@ void encode(const float* x, int64_t begin, int64_t end, float scale, const Place
             std::memcpy(rest, x + at, 4 * (stop - at));
             put(at, load_wide(rest), stop - at);
         }
-        *sum = -to.factor * total(sums);
+        if (to.sums != nullptr) to.sums[first / to.size * to.rows + to.row] = -to.factor * total(sums);
     }
 }
 

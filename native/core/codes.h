@@ -49,13 +49,14 @@ ALLOTROPE_INLINE Coded coded_at(const Product& product, int64_t rows, int64_t in
 }
 
 // A share of the rows [first, first + rows) in tiles of kRows: tile after tile, some inputs at a time. What is beyond them
-// is zero.
+// is zero. `kTogether`: each row's codes lie side by side; they meet signed weights, and sums are for zeros alone.
 template <class Form, int kRows, bool kTogether = false>
 void encode_tiles(const Product& product, int64_t first, int64_t rows, const Coded& to, const Team& team) {
     const View& x = product.x;
     const int64_t unit = to.size < kStretch ? kStretch : to.size, units = (x.width + unit - 1) / unit;
     const Share mine((rows + kRows - 1) / kRows * units, team);
-    const int32_t factor = product.groups.zeros != nullptr ? 1 : Form::kZero;
+    const bool shifted = product.groups.zeros != nullptr, summed = shifted || !kTogether;
+    const int32_t factor = shifted ? 1 : Form::kZero;
     float scales[kRows] = {};
     for (int64_t item = mine.begin; item < mine.end; ++item) {
         const int64_t t = item / units, begin = item % units * unit;
@@ -68,7 +69,7 @@ void encode_tiles(const Product& product, int64_t first, int64_t rows, const Cod
             }
         for (int64_t r = 0; r < kRows; ++r) {
             const int64_t row = t * kRows + r;  // one of none has no finite scale, so its codes are zero
-            const Place place{to.tile(t, kRows), to.offsets(t, kRows), kRows, r, to.size, factor};
+            const Place place{to.tile(t, kRows), summed ? to.offsets(t, kRows) : nullptr, kRows, r, to.size, factor};
             encode<Form, kTogether>(x.row<float>(row < rows ? first + row : first), begin, end, scales[r], place);
         }
     }

@@ -38,10 +38,17 @@ struct View {
     int64_t stride = 0;
     Dtype dtype = Dtype::none;
     int32_t page = 0;  // rows of a page, in caches
+    int64_t apart = 0;  // in caches whose pages lie apart, the bytes from one to the next
 
     template <class T>
     ALLOTROPE_INLINE T* row(int64_t index) const {
         return reinterpret_cast<T*>(static_cast<char*>(data) + index * stride);
+    }
+    // Row `offset` of a cache's page.
+    template <class T>
+    ALLOTROPE_INLINE T* paged(int64_t number, int64_t offset) const {
+        const int64_t step = apart != 0 ? apart : page * stride;
+        return reinterpret_cast<T*>(static_cast<char*>(data) + number * step + offset * stride);
     }
     template <class T>
     ALLOTROPE_INLINE T* as() const {

@@ -141,8 +141,16 @@ inline F fma(F a, F b, F c) {
 }
 
 inline F select(I mask, F yes, F no) { return mask ? yes : no; }
+#if defined(__AVX512F__)  // compilers make two instructions of what follows, since it says what to do with a NaN
+inline F max(F a, F b) { return (F)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b); }
+inline F min(F a, F b) { return (F)_mm512_maskz_min_ps(0xFFFF, (__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+inline F max(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }
+inline F min(F a, F b) { return (F)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
 inline F min(F a, F b) { return a < b ? a : b; }
+#endif
 inline F abs(F a) { return (F)((I)a & 0x7FFFFFFF); }
 
 // The sum of the lanes, by halves: lane i and lane i + n/2, and so on.
@@ -195,6 +203,36 @@ inline F sums(const F* values) {
     for (int i = 0; i < kLanes; ++i) found[i] = sum(values[i]);
     return found;
 #endif
+}
+
+// Of two vectors' first or second halves: one's lane, then the other's.
+template <bool kSecond>
+inline F interleaved(F a, F b) {
+#if defined(__AVX512F__)
+    const __m512i from = kSecond ? _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                                 : _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return (F)_mm512_permutex2var_ps((__m512)a, from, (__m512)b);
+#elif defined(__AVX2__)
+    const __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (F)_mm256_permute2f128_ps(low, high, kSecond ? 0x31 : 0x20);
+#else
+    constexpr int from = kSecond ? kLanes / 2 : 0;
+    F found{};
+    for (int i = 0; i < kLanes / 2; ++i) found[2 * i] = a[from + i], found[2 * i + 1] = b[from + i];
+    return found;
+#endif
+}
+
+// Rows become columns: each round doubles how many lanes of a column lie side by side.
+inline void transpose(F (&rows)[kLanes]) {
+    for (int round = 1; round < kLanes; round *= 2) {
+        F found[kLanes];
+        for (int i = 0; i < kLanes / 2; ++i) {
+            found[2 * i] = interleaved<false>(rows[i], rows[i + kLanes / 2]);
+            found[2 * i + 1] = interleaved<true>(rows[i], rows[i + kLanes / 2]);
+        }
+        for (int i = 0; i < kLanes; ++i) rows[i] = found[i];
+    }
 }
 
 // The larger one, lane by lane; a NaN counts for nothing.

@@ -14,8 +14,7 @@ inline F power_of_two(I exponent) { return (F)((exponent + 127) << 23); }  // �
 // e^x: x = n · ln 2 + r with |r| ≤ ln 2 / 2, e^r by its series, times 2^n in two steps so that small results fade out.
 inline F exp(F x) {
     const F shift = splat(12582912.0f);  // 1.5 · 2²³: added and taken away, it rounds to the nearest integer
-    F bound = x < 89.0f ? x : splat(89.0f);
-    bound = bound > -104.0f ? bound : splat(-104.0f);
+    const F bound = max(splat(-104.0f), min(splat(89.0f), x));  // NaN stays
     const F n = fma(bound, splat(1.44269504f), shift) - shift;
     F r = fma(n, splat(-0.693359375f), bound);
     r = fma(n, splat(2.12194440e-4f), r);
@@ -32,7 +31,7 @@ inline F exp(F x) {
     const I exponent = whole(n), half = exponent >> 1;
     const F found = sum * power_of_two(half) * power_of_two(exponent - half);
 #endif
-    return x == x ? found : x;
+    return found;
 }
 
 // 1 / (1 + e^−x)

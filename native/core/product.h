@@ -38,13 +38,15 @@ ALLOTROPE_INLINE void with_height(int64_t rows, Body body) {
 ALLOTROPE_INLINE int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Rows of a chunk: as even as can be, in whole tiles.
-ALLOTROPE_INLINE int64_t chunk_of(int64_t rows, int64_t tall) {
-    const int64_t chunks = (rows + kChunk - 1) / kChunk;
+ALLOTROPE_INLINE int64_t chunk_of(int64_t rows, int64_t tall, int64_t most = kChunk) {
+    const int64_t chunks = (rows + most - 1) / most;
     return up((rows + chunks - 1) / chunks, tall);
 }
 
-// The longest chunk of any number of rows up to `rows`: those of a little more than kChunk are shorter.
-ALLOTROPE_INLINE int64_t longest_chunk(int64_t rows, int64_t tall) { return up(rows < kChunk ? rows : kChunk, tall); }
+// The longest chunk of any number of rows up to `rows`: those of a little more than `most` are shorter.
+ALLOTROPE_INLINE int64_t longest_chunk(int64_t rows, int64_t tall, int64_t most = kChunk) {
+    return up(rows < most ? rows : most, tall);
+}
 
 // How what a product keeps lies in its workspace, in floats.
 struct ProductRoom {

@@ -59,22 +59,40 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
 Memory::~Memory() {
     if (at_ != nullptr) ::operator delete(at_, std::align_val_t{64});
 }
+
+void Memory::use(size_t) {}
 #else
+constexpr size_t kHugePage = 1 << 21;
+
 Memory::Memory(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
-    void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mapped_ = bytes < kHugePage / 2 ? bytes : bytes + 2 * kHugePage;  // so that it can begin, and end, with a huge page
+    void* found = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (found == MAP_FAILED) {
-        bytes_ = 0;
+        bytes_ = mapped_ = 0;
         throw std::bad_alloc();
     }
 #ifdef MADV_NOHUGEPAGE
-    madvise(found, bytes, MADV_NOHUGEPAGE);  // a few rows of each buffer are touched, and no more is to be backed
+    madvise(found, mapped_, MADV_NOHUGEPAGE);
 #endif
-    at_ = static_cast<char*>(found);
+    at_ = map_ = static_cast<char*>(found);
+    if (mapped_ != bytes) at_ += kHugePage - reinterpret_cast<uintptr_t>(found) % kHugePage;
 }
 
 Memory::~Memory() {
-    if (at_ != nullptr) munmap(at_, bytes_);
+    if (map_ != nullptr) munmap(map_, mapped_);
+}
+
+void Memory::use(size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const size_t used = (bytes < bytes_ ? bytes : bytes_) + kHugePage / 2;
+    const size_t whole = mapped_ == bytes_ ? 0 : used / kHugePage * kHugePage;
+    if (whole <= huge_) return;
+    // What has a small page already would go on in such.
+    madvise(at_ + huge_, whole - huge_, MADV_DONTNEED);
+    madvise(at_ + huge_, whole - huge_, MADV_HUGEPAGE);
+    huge_ = whole;
+#endif
 }
 #endif
 
@@ -101,8 +119,9 @@ int Program::fixed(const View& view) {
     return static_cast<int>(slots_.size()) - 1;
 }
 
-int Program::cache(const View& view) {
+int Program::cache(const View& view, int64_t apart) {
     caches_.push_back(fixed(view));
+    slots_.back()->apart = apart;
     return caches_.back();
 }
 
@@ -212,6 +231,7 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
     std::swap(shared_, shared);
     std::swap(report_room_, report);
     capacity_ = rows;
+    most_tokens_ = 0;
     for (const Buffer& buffer : buffers_) {
         View& view = *slots_[buffer.slot];
         if (buffer.slot == logits_) view.data = logits;
@@ -226,6 +246,7 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
 }
 
 void Program::poison() {
+    poisoned_ = true;  // what lies there stays
     const auto fill = [](const Memory& memory) {
         if (memory.bytes() != 0) std::memset(memory.at(), 0xFF, memory.bytes());
     };
@@ -316,6 +337,18 @@ bool Program::place(const StepInput& step) {
     return true;
 }
 
+// Steps of many tokens go through megabytes of each buffer, and look up an address for every page of it: on a virtual
+// machine a tenth of their time where pages are small.
+void Program::enlarge_pages() {
+    constexpr int64_t kMany = 64;
+    if (poisoned_ || counts_[kTokens] < kMany || counts_[kTokens] < most_tokens_ + most_tokens_ / 2) return;
+    most_tokens_ = counts_[kTokens];
+    for (const Buffer& buffer : buffers_)
+        if (buffer.of < 0 && buffer.slot != logits_)
+            memory_[buffer.region].use(static_cast<size_t>(slots_[buffer.slot]->stride * counts_[buffer.rows]));
+    workspace_.use(workspace_.bytes());
+}
+
 // Rows of the logits of which something is reported: those with candidates, then every token with a target.
 void Program::report(const StepInput& step) {
     score_rows_.clear(), score_given_.clear();
@@ -373,7 +406,7 @@ void Program::copy_pages(Team& team) const {
         const int64_t bytes = cache.stride * page_size_;
         for (int64_t copy = 0; copy < input_->copies; ++copy) {
             const int32_t *pair = input_->page_copies + 2 * copy;
-            std::memcpy(cache.as<char>() + pair[1] * bytes, cache.as<char>() + pair[0] * bytes, bytes);
+            std::memcpy(cache.paged<char>(pair[1], 0), cache.paged<char>(pair[0], 0), bytes);
         }
     }
     team.barrier();
@@ -454,6 +487,7 @@ bool Program::launch(const StepInput& step, const StepOutput& out) {
     check(step);
     repeated_ = 0;
     if (!place(step)) return false;
+    enlarge_pages();
     const auto began = std::chrono::steady_clock::now();
     compute(step, out);
     repeated_ = 1;

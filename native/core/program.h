@@ -45,9 +45,9 @@ struct StepOutput {
     uint8_t* finite;
 };
 
-// Memory of its own, in whole pages, zero until it is touched.
+// Memory of its own, zero until it is touched, in small pages: a few rows of each buffer are, and no more is to be backed.
 class Memory {
-   public:
+ public:
     Memory() = default;
     explicit Memory(size_t bytes);
     ~Memory();
@@ -55,14 +55,23 @@ class Memory {
     Memory& operator=(Memory&& other) noexcept {
         std::swap(at_, other.at_);
         std::swap(bytes_, other.bytes_);
+        std::swap(map_, other.map_);
+        std::swap(mapped_, other.mapped_);
+        std::swap(huge_, other.huge_);
         return *this;
     }
     char* at() const { return at_; }
     size_t bytes() const { return bytes_; }
 
-   private:
+    // From now on so many of its bytes are used: huge pages where they fill one at least by half. What lay there may be gone.
+    void use(size_t bytes);
+
+ private:
     char* at_ = nullptr;
     size_t bytes_ = 0;
+    char* map_ = nullptr;  // what the system gave
+    size_t mapped_ = 0;
+    size_t huge_ = 0;      // bytes that may be in huge pages
 };
 
 class Program {
@@ -72,7 +81,7 @@ class Program {
     // Slots, by number.
     int fixed(const View& view);                            // a weight or a cache
     void moved(int slot, char* to) { slots_.at(slot)->data = to; }  // such a weight lies elsewhere now
-    int cache(const View& view);                            // the same, and pages of it may be copied
+    int cache(const View& view, int64_t apart);             // the same; pages lie so far apart, and may be copied
     int buffer(Rows rows, int64_t width, Dtype dtype, int region);  // an activation buffer; equal regions share memory
     int part(int of, int64_t start, int64_t width);         // columns of a buffer
     int step(const std::string& name);                      // what is made for each step
@@ -147,6 +156,7 @@ class Program {
     void check(const StepInput& step) const;
     void check_repeats(const StepInput& step) const;
     bool place(const StepInput& step);
+    void enlarge_pages();
     void report(const StepInput& step);
     void show(const StepInput& step);
     void run(Team& team);
@@ -173,6 +183,8 @@ class Program {
     Memory workspace_;
     std::vector<Memory> shared_;
     std::vector<int64_t> capacity_ = std::vector<int64_t>(kRowKinds, 0), counts_ = capacity_;
+    int64_t most_tokens_ = 0;  // of the steps for which pages were enlarged
+    bool poisoned_ = false;
 
     std::vector<int64_t> drawn_;  // by slot, the token drawn last
     Column<int64_t> token_ids_, positions_, prompt_lens_, kv_slots_, logit_rows_, sample_rows_, seeds_, sample_positions_,

@@ -109,7 +109,7 @@ class Again {
 
     void tell(const std::string& what) {
         if (what == "fixed") return void(program_.fixed(block()));
-        if (what == "cache") return void(program_.cache(block()));
+        if (what == "cache") return cache();
         if (what == "step") return void(program_.step(file_.word()));
         if (what == "choice") return choice();
         if (what == "launch") return launch();
@@ -123,6 +123,17 @@ class Again {
         else if (what == "sampled") program_.sampled(static_cast<int>(given.at(0)), static_cast<int>(given.at(1)));
         else if (what == "reserve") reserve(given);
         else throw std::runtime_error("a program is never told to " + what);
+    }
+
+    // Its pages lie apart here, with what is nobody's between them.
+    void cache() {
+        constexpr int64_t kGap = 64;
+        const Operand one = file_.operand();
+        const std::string held = file_.text(file_.one<int64_t>());
+        const int64_t page = one.page * one.stride, pages = one.rows / one.page, apart = page + kGap;
+        blocks_.push_back(memory(static_cast<size_t>(pages * apart - kGap)));
+        for (int64_t i = 0; i < pages; ++i) std::memcpy(blocks_.back().get() + i * apart, held.data() + i * page, page);
+        program_.cache(one.view(blocks_.back().get()), apart);
     }
 
     void choice() {

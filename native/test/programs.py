@@ -81,9 +81,12 @@ class Recorded:
         self._block("fixed", view)
         return self._program.fixed(view)
 
-    def cache(self, view: Any) -> Any:
-        self._block("cache", view)
-        return self._program.cache(view)
+    def cache(self, view: Any, apart: int) -> Any:
+        address, rows, _, stride, _, page = view
+        self._words("cache")
+        self._file.write(struct.pack("<IqqqIi", 0, *view[1:]))
+        self._bytes(b"".join(ctypes.string_at(address + i * apart, page * stride) for i in range(rows // page)))
+        return self._program.cache(view, apart)
 
     def buffer(self, rows: int, width: int, dtype: int, region: int) -> Any:
         return self._whole("buffer", rows, width, dtype, region)

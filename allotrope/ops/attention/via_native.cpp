@@ -9,7 +9,8 @@
 //
 // A request's queries, all heads of a group for each position, fall into tiles of kTile. Where there are tiles enough,
 // a thread takes a tile with all its splits; where there are few and contexts are long, threads take splits, and merge
-// after a barrier.
+// after a barrier. A tile of many queries first lays a split's keys down turned, a vector for each channel of as many keys
+// as it has lanes, and widens its values: products are then added up without a shuffle, lane for lane as the few do it.
 //
 // Numbers: heads, kv_heads, head_dim, scale, window, form.
 
@@ -23,7 +24,8 @@ namespace allotrope::ALLOTROPE_ISA {
 namespace {
 
 constexpr int64_t kKeys = 128;
-constexpr int64_t kTile = 32;
+constexpr int64_t kTile = 64;
+constexpr int64_t kMany = 16;     // queries of a tile for which turning its keys pays
 constexpr float kLeast = -1e30f;  // stands for the largest of no finite scores: e^(−inf − kLeast) is 0 and not NaN
 
 inline int64_t padded_to_lanes(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
@@ -59,15 +61,25 @@ struct Scratch {
     float* scores;   // [kTile][kKeys]
     float* state;    // [kTile] parts: what is merged so far
     float* parts;    // [kTile] parts: a split's
+    float* turned;   // keys, [kKeys / kLanes][padded][kLanes]
+    float* steps;    // [kKeys]: what a key's products are scaled by
+    float* widened;  // values, [kKeys][padded]
     const char* keys[kKeys];
     const char* values[kKeys];
+    int64_t column;              // of the head's values in their rows
+    float value_scales[kKeys];  // where the form has any
 
-    static int64_t size(int64_t padded) { return kTile * (padded + kKeys + 2 * Part::size(padded)); }
+    static int64_t size(int64_t padded) {
+        return kTile * (padded + kKeys + 2 * Part::size(padded)) + kKeys * (2 * padded + 1);
+    }
     Scratch(float* at, const Shape& shape) {
         queries = at;
         scores = queries + kTile * shape.padded;
         state = scores + kTile * kKeys;
         parts = state + kTile * Part::size(shape.padded);
+        turned = parts + kTile * Part::size(shape.padded);
+        steps = turned + kKeys * shape.padded;
+        widened = steps + kKeys;
     }
 };
 
@@ -157,6 +169,82 @@ void score(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t
     }
 }
 
+// Keys [begin, end) of a split as `turned` and `steps` have them, in whole blocks; what is not theirs is zero.
+template <int kForm>
+void turn(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t begin, int64_t end) {
+    const int64_t first = tile.kv_head * shape.head_dim;
+    for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
+        float* to = scratch.turned + block * shape.padded;
+        for (int64_t at = 0; at < shape.padded; at += kLanes) {
+            const int64_t left = shape.head_dim - at;
+            F rows[kLanes];
+            for (int64_t j = 0; j < kLanes; ++j) {
+                const int64_t key = block + j;
+                if (key < begin || key >= end)
+                    rows[j] = F{};
+                else if (left < kLanes)
+                    rows[j] = held_some<kForm>(scratch.keys[key], first + at, left);
+                else
+                    rows[j] = held<kForm>(scratch.keys[key], first + at);
+            }
+            transpose(rows);
+            for (int64_t j = 0; j < kLanes; ++j) store(to + (at + j) * kLanes, rows[j]);
+        }
+        for (int64_t key = larger(block, begin); key < smaller(block + kLanes, end); ++key) {
+            scratch.steps[key] = shape.scale;
+            if constexpr (is_scaled(kForm)) scratch.steps[key] *= scale_of(scratch.keys[key], shape, tile.kv_head);
+        }
+    }
+}
+
+// Values [begin, end) of a split as fp32, without their scales; from now on these are the values.
+template <int kForm>
+void widen(Scratch& scratch, const Shape& shape, const Tile& tile, int64_t begin, int64_t end) {
+    const int64_t first = tile.kv_head * shape.head_dim;
+    for (int64_t key = begin; key < end; ++key) {
+        float* to = scratch.widened + key * shape.padded;
+        over(
+            0, shape.head_dim, [&](int64_t at) { store(to + at, held<kForm>(scratch.values[key], first + at)); },
+            [&](int64_t at, int64_t left) { store(to + at, held_some<kForm>(scratch.values[key], first + at, left)); });
+        scratch.values[key] = reinterpret_cast<const char*>(to);
+    }
+    scratch.column = 0;
+}
+
+template <int kCount>
+struct Sums {
+    F at[kCount];
+};
+
+// Of a block of turned keys and queries: the sum over what lanes `lane`, `lane + kStep`, … of a key would hold, added up by
+// halves as `sum` adds a vector's.
+template <int kStep, int kCount>
+ALLOTROPE_INLINE Sums<kCount> products_of(const float* queries, const float* keys, int64_t padded, int64_t lane) {
+    Sums<kCount> found{};
+    if constexpr (kStep == kLanes) {
+        for (int64_t at = lane; at < padded; at += kLanes) {
+            const F key = load(keys + at * kLanes);
+            for (int i = 0; i < kCount; ++i) found.at[i] = fma(splat(queries[i * padded + at]), key, found.at[i]);
+        }
+    } else {
+        found = products_of<2 * kStep, kCount>(queries, keys, padded, lane);
+        const Sums<kCount> others = products_of<2 * kStep, kCount>(queries, keys, padded, lane + kStep);
+        for (int i = 0; i < kCount; ++i) found.at[i] += others.at[i];
+    }
+    return found;
+}
+
+// What `score` gives, by turned keys; beside keys [begin, end) there may be others' scores, to whole blocks.
+template <int kCount>
+void score_turned(const Scratch& scratch, const Shape& shape, int64_t query, int64_t begin, int64_t end) {
+    const float* queries = scratch.queries + query * shape.padded;
+    for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
+        const F steps = load(scratch.steps + block);
+        const auto found = products_of<1, kCount>(queries, scratch.turned + block * shape.padded, shape.padded, 0);
+        for (int i = 0; i < kCount; ++i) store(scratch.scores + (query + i) * kKeys + block, found.at[i] * steps);
+    }
+}
+
 // parts[i][at …] += Σ weights[i][key] · value[at …], for `kCount` queries, `kVectors` vectors of the values and keys
 // [begin, end), in their order. `left`: elements of the last vector, if they do not fill it.
 template <int kForm, int kCount, int kVectors, bool kSome = false>
@@ -184,12 +272,11 @@ inline void weigh_at(const Scratch& scratch, const float* weights, int64_t colum
 // The same for the whole width of a head. Few queries take several vectors at a time, so that one sum need not wait
 // for another.
 template <int kForm, int kCount>
-void weigh(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t query, float* parts, int64_t begin,
-           int64_t end) {
+void weigh(const Scratch& scratch, const Shape& shape, int64_t query, float* parts, int64_t begin, int64_t end) {
     constexpr int kVectors = kCount <= 2 ? 4 : kLanes == 16 ? 2 : 1;
     if (begin >= end) return;
     const float* weights = scratch.scores + query * kKeys;
-    const int64_t first = tile.kv_head * shape.head_dim, step = Part::size(shape.padded);
+    const int64_t first = scratch.column, step = Part::size(shape.padded);
     float* values = parts + kLanes;
     int64_t at = 0;
     for (; at + kVectors * kLanes <= shape.head_dim; at += kVectors * kLanes)
@@ -238,7 +325,8 @@ void merge(Part into, Part from, const Shape& shape, bool first) {
     into.top() = top;
 }
 
-template <int kForm, int kCount>
+// `kTurned`: keys are turned, and kForm is only that of the values by now.
+template <int kForm, int kCount, bool kTurned>
 void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_t split, int64_t query, float* parts) {
     const int64_t base = split * kKeys, step = Part::size(shape.padded);
     int64_t begins[kCount], ends[kCount], lowest = kKeys, highest = 0, joint_begin = 0, joint_end = kKeys;
@@ -251,22 +339,38 @@ void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_
         joint_end = smaller(joint_end, ends[i]);
     }
     joint_end = larger(joint_begin, joint_end);
-    score<kForm, kCount>(scratch, shape, tile, query, lowest, highest);
+    if constexpr (kTurned)
+        score_turned<kCount>(scratch, shape, query, lowest, highest);
+    else
+        score<kForm, kCount>(scratch, shape, tile, query, lowest, highest);
     for (int i = 0; i < kCount; ++i) {
         float* part = parts + i * step;
         std::memset(part, 0, 4 * step);
         float* scores = scratch.scores + (query + i) * kKeys;
         if (begins[i] < ends[i]) soften(scores, begins[i], ends[i], Part{part});
-        if constexpr (is_scaled(kForm))
-            for (int64_t key = begins[i]; key < ends[i]; ++key)
-                scores[key] *= scale_of(scratch.values[key], shape, tile.kv_head);
+        if (is_scaled(shape.form))
+            for (int64_t key = begins[i]; key < ends[i]; ++key) scores[key] *= scratch.value_scales[key];
     }
     // What not all of them see is added for each by itself: weight 0 would not keep a NaN out.
     for (int i = 0; i < kCount; ++i)
-        weigh<kForm, 1>(scratch, shape, tile, query + i, parts + i * step, begins[i], smaller(joint_begin, ends[i]));
-    weigh<kForm, kCount>(scratch, shape, tile, query, parts, joint_begin, joint_end);
+        weigh<kForm, 1>(scratch, shape, query + i, parts + i * step, begins[i], smaller(joint_begin, ends[i]));
+    weigh<kForm, kCount>(scratch, shape, query, parts, joint_begin, joint_end);
     for (int i = 0; i < kCount; ++i)
-        weigh<kForm, 1>(scratch, shape, tile, query + i, parts + i * step, larger(joint_end, begins[i]), ends[i]);
+        weigh<kForm, 1>(scratch, shape, query + i, parts + i * step, larger(joint_end, begins[i]), ends[i]);
+}
+
+template <int kForm, bool kTurned>
+void all_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_t split, float* parts) {
+    const int64_t step = Part::size(shape.padded);
+    int64_t query = 0;
+    for (; query + 8 <= tile.count(); query += 8)
+        some_queries<kForm, 8, kTurned>(scratch, shape, tile, split, query, parts + query * step);
+    for (; query + 4 <= tile.count(); query += 4)
+        some_queries<kForm, 4, kTurned>(scratch, shape, tile, split, query, parts + query * step);
+    for (; query + 2 <= tile.count(); query += 2)
+        some_queries<kForm, 2, kTurned>(scratch, shape, tile, split, query, parts + query * step);
+    for (; query < tile.count(); ++query)
+        some_queries<kForm, 1, kTurned>(scratch, shape, tile, split, query, parts + query * step);
 }
 
 // The parts of all of a tile's queries from one split. A query that sees nothing of it has total 0.
@@ -279,22 +383,21 @@ void one_split(Scratch& scratch, const Shape& shape, const Tile& tile, const Arg
     for (int64_t key = larger(tile.begin(0, shape) - base, 0); key < last;) {  // page by page: dividing takes long
         const int64_t number = (base + key) / page, offset = (base + key) % page;
         const int64_t until = smaller(key + page - offset, last);
-        int64_t slot = pages[number] * page + offset;
-        for (; key < until; ++key, ++slot) {
-            scratch.keys[key] = k.row<char>(slot);
-            scratch.values[key] = v.row<char>(slot);
+        const char *key_at = k.paged<char>(pages[number], offset), *value_at = v.paged<char>(pages[number], offset);
+        for (; key < until; ++key, key_at += k.stride, value_at += v.stride) {
+            scratch.keys[key] = key_at;
+            scratch.values[key] = value_at;
         }
     }
-    const int64_t step = Part::size(shape.padded);
-    int64_t query = 0;
-    for (; query + 8 <= tile.count(); query += 8)
-        some_queries<kForm, 8>(scratch, shape, tile, split, query, parts + query * step);
-    for (; query + 4 <= tile.count(); query += 4)
-        some_queries<kForm, 4>(scratch, shape, tile, split, query, parts + query * step);
-    for (; query + 2 <= tile.count(); query += 2)
-        some_queries<kForm, 2>(scratch, shape, tile, split, query, parts + query * step);
-    for (; query < tile.count(); ++query)
-        some_queries<kForm, 1>(scratch, shape, tile, split, query, parts + query * step);
+    scratch.column = tile.kv_head * shape.head_dim;
+    const int64_t first = larger(tile.begin(0, shape) - base, 0);
+    if constexpr (is_scaled(kForm))
+        for (int64_t key = first; key < last; ++key)
+            scratch.value_scales[key] = scale_of(scratch.values[key], shape, tile.kv_head);
+    if (tile.count() < kMany) return all_queries<kForm, false>(scratch, shape, tile, split, parts);
+    turn<kForm>(scratch, shape, tile, first, last);
+    if constexpr (kForm != kWide) widen<kForm>(scratch, shape, tile, first, last);
+    all_queries<kWide, true>(scratch, shape, tile, split, parts);
 }
 
 void split_of_form(Scratch& scratch, const Shape& shape, const Tile& tile, const Args& args, int64_t split,

@@ -7,7 +7,7 @@ namespace allotrope::ALLOTROPE_ISA {
 
 namespace {
 
-constexpr int64_t kPiece = 64;
+constexpr int64_t kPiece = 64, kWord = 4;  // bytes: of a panel's sixteen outputs, and of one of them
 
 template <class Reader>
 void rows_of(const Args& args, const Team& team, bool signed_or_none) {
@@ -26,20 +26,29 @@ void rows_of(const Args& args, const Team& team, bool signed_or_none) {
     const Share mine(out.rows, team);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
         const int64_t id = ids.as<int64_t>()[row], panel = id / kPanel, lane = id % kPanel;
-        const char* at = args.in(1).as<char>() + panel * pieces * kPiece;
+        const char* at = args.in(1).as<char>() + panel * pieces * kPiece + lane * kWord;
         float* to = out.row<float>(row);
-        for (int64_t input = 0; input < out.width; input += kInputs, at += kPiece) {
-            const auto raw = Reader::raw(at);
-            for (int64_t i = 0; i < kInputs && input + i < out.width; ++i) {
-                const int64_t group = groups.at(input + i);
-                W value = Reader::value(raw, static_cast<int>(i));
-                if (groups.zeros != nullptr) {
-                    const W zero = to_wide(groups.zero(panel, group));
-                    ALLOTROPE_PARTS(p) value.at[p] -= zero.at[p];
+        // The row's words of sixteen pieces, side by side, are read as if they were one piece.
+        for (int64_t first = 0; first < pieces; first += kPanel) {
+            const int64_t count = pieces - first < kPanel ? pieces - first : kPanel;
+            char words[kPiece] = {};
+            for (int64_t i = 0; i < count; ++i) std::memcpy(words + i * kWord, at + (first + i) * kPiece, kWord);
+            const auto raw = Reader::raw(words);
+            for (int64_t i = 0; i < kInputs; ++i) {
+                float values[kPanel];
+                store_wide(values, Reader::value(raw, static_cast<int>(i)));
+                for (int64_t word = 0; word < count; ++word) {
+                    const int64_t input = (first + word) * kInputs + i;
+                    if (input < out.width) to[input] = values[word];
                 }
-                value = value * groups.scale(panel, group);
-                to[input + i] = value.at[lane / kLanes][lane % kLanes];
             }
+        }
+        for (int64_t group = 0; group < groups.count; ++group) {
+            const auto own = [&](const W& of_all) { return of_all.at[lane / kLanes][lane % kLanes]; };
+            const float scale = own(groups.scale(panel, group));
+            const float zero = groups.zeros == nullptr ? 0 : own(to_wide(groups.zero(panel, group)));
+            for (int64_t input = group * groups.size; input < (group + 1) * groups.size; ++input)
+                to[input] = (to[input] - zero) * scale;
         }
     }
 }

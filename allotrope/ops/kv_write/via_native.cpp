@@ -53,22 +53,35 @@ void halve(uint16_t* to, const float* values, int64_t width) {
     std::memcpy(to + at, some, 2 * (width - at));
 }
 
+// Where a slot of a cache is.
+inline char* place(const View& cache, int64_t slot) { return cache.paged<char>(slot / cache.page, slot % cache.page); }
+
+// Forms without scales know of no heads.
+void write_rows(const Args& args, const Team& team, bool half) {
+    const int64_t* slots = args.in(2).as<int64_t>();
+    const int64_t width = args.in(0).width;
+    const Share mine(2 * args.in(0).rows, team);
+    for (int64_t at = mine.begin; at < mine.end; ++at) {
+        const int64_t row = at / 2;
+        const int which = static_cast<int>(at % 2);
+        const float* from = args.in(which).row<float>(row);
+        char* to = place(args.out(which), slots[row]);
+        if (half)
+            halve(reinterpret_cast<uint16_t*>(to), from, width);
+        else
+            std::memcpy(to, from, 4 * width);
+    }
+}
+
 void kv_write(const Args& args, Team& team) {
     const int64_t* slots = args.in(2).as<int64_t>();
     const int64_t form = args.whole(0), heads = args.whole(1), width = args.in(0).width, head_dim = width / heads;
+    if (!is_scaled(form)) return write_rows(args, team, form == kHalf);
     const Share mine(2 * args.in(0).rows * heads, team);
     for (int64_t at = mine.begin; at < mine.end; ++at) {
         const int64_t head = at % heads, row = at / heads / 2, which = at / heads % 2;
         const float* from = args.in(static_cast<int>(which)).row<float>(row) + head * head_dim;
-        char* to = args.out(static_cast<int>(which)).row<char>(slots[row]);
-        if (form == kWide) {
-            std::memcpy(to + 4 * head * head_dim, from, 4 * head_dim);
-            continue;
-        }
-        if (form == kHalf) {
-            halve(reinterpret_cast<uint16_t*>(to) + head * head_dim, from, head_dim);
-            continue;
-        }
+        char* to = place(args.out(static_cast<int>(which)), slots[row]);
         float scale;
         code(reinterpret_cast<uint8_t*>(to) + head * head_dim, &scale, from, head_dim, form);
         const int64_t scales = scales_at(heads, head_dim);
