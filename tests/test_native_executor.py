@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -30,8 +31,8 @@ from allotrope.runtime.request import new_request
 from allotrope.runtime.sampling_params import SamplingParams
 from allotrope.runtime.settling import huge_pages
 from allotrope.runtime.step import WANT_ALL, WANT_LAST
-from tests.engines import GPT, LLAMA, MemoryEngine, naive, plan_of, random_weights
-from tests.native_kit import native_engine, native_executor, needs_core
+from tests.engines import GPT, LLAMA, MemoryEngine, naive, plan_of, random_weights, write
+from tests.native_kit import native_engine, native_executor, natively, needs_core
 from tests.test_builder import LLAMA as CONFIG
 from tests.test_builder import shape
 from tests.test_eager import GREEDY, LIMITS, bits, one_step, prompts, serve
@@ -295,14 +296,24 @@ def test_an_idle_engine_takes_no_processor() -> None:
 
 
 @pytest.mark.parametrize("recipe", [LLAMA, GPT], ids=["its own head", "tied"])
-def test_what_two_calls_read_is_one_weight(recipe: Recipe) -> None:
+def test_what_two_calls_read_is_one_weight(recipe: Recipe, tmp_path: Path) -> None:
     """Or the embedding would still be read where the head was."""
-    runner = native_executor(native_engine(recipe))
+    path = write(tmp_path / "e", natively(plan_of(recipe)), random_weights(recipe))
+    runner = native_executor(open_engine(path))
     places = [describe(array)[0] for array in runner._held]
     assert len(places) == len(set(places))
-    head = next(call for call in runner.plan.calls if call.path == "head" and call.op == "linear")
-    table = next(call for call in runner.plan.calls if call.op == "embed")
-    assert (plans.name(head.ins["weight"]) == plans.name(table.ins["table"])) == recipe.tied
+    table = next(bound for bound in runner._program.calls if bound.call.op == "embed").choices[0].weights["table"]
+    multiplied = [describe(array)[0] for array in runner._multiplied.values()]
+    assert (describe(table)[0] in multiplied) == recipe.tied
+
+
+def test_the_pool_lies_page_by_page() -> None:
+    """A page's keys and values of all layers side by side, so that what is used is one place."""
+    runner = native_executor(native_engine(LLAMA), pages=7, page_size=4)
+    places = sorted(cache.__array_interface__["data"][0] for cache in runner._caches.values())
+    [apart] = {cache.strides[0] for cache in runner._caches.values()}
+    size = 4 * 4 * 2 * 8  # of a page's keys: four tokens' two heads of eight channels
+    assert [place - places[0] for place in places] == [0, size, 2 * size, 3 * size] and apart == 4 * size
 
 
 def test_a_closed_executor_says_so() -> None:
@@ -331,7 +342,9 @@ def test_steps_of_many_tokens_ask_for_larger_pages_and_change_nothing() -> None:
     def logits(runner: NativeExecutor, tokens: list[int]) -> bytes:
         return runner.run(one_step(tokens, WANT_ALL)).logits.tobytes()
 
-    runner, before = opened(), advised()
+    runner = opened()
+    gc.collect()  # or another test's memory goes meanwhile
+    before = advised()
     first = logits(runner, few)
     assert advised() == before
     second = logits(runner, many)

@@ -104,6 +104,11 @@ EIGHT = [
     coded("int8", 11, 4099, 17, None, "int8"),
     coded("int4", 24, 4096, 16, 32, "int8", "zeros"),
     coded("int4", 36, 4096, 33, 128, "int8"),
+    # Tiles of AMX: an odd number of groups, more rows than are encoded at a time, panels that cannot be shared evenly.
+    coded("int4", 40, 288, 90, 32, "int8"),
+    coded("int4", 9, 96, 40, 32, "int8", "zeros"),
+    coded("int8", 250, 4160, 40, None, "int8"),
+    coded("int4", 250, 3296, 40, 32, "int8"),
 ]
 
 
@@ -114,6 +119,9 @@ EMBED = [
         ("embed_codes", {"packed": 32, "groups": 2}, {"format": "int4"}, ("zeros",)),
         ("embed_codes", {"packed": 32, "groups": 1}, {"format": "int4"}, ()),
         ("embed_codes", {"packed": 64, "groups": 1}, {"format": "fp8"}, ()),
+        ("embed_codes", {"width": 301, "packed": 301, "groups": 1}, {"format": "int8"}, ()),
+        ("embed_codes", {"width": 330, "packed": 165, "groups": 1}, {"format": "int4"}, ("zeros",)),
+        ("embed_codes", {"width": 320, "packed": 160, "groups": 10}, {"format": "int4"}, ()),
         ("embed_stored", {}, {"store": "fp16"}, ()),
         ("embed_stored", {}, {"store": "bf16"}, ()),
     )
@@ -160,7 +168,7 @@ def outcome(tactic: Tactic, posed: Problem) -> torch.Tensor:
     return poison.bits(poison.run(tactic, contract, posed, CPU, ins).outs["out"])
 
 
-@pytest.mark.parametrize("posed", [*WIDE, *CODED], ids=Problem.key)
+@pytest.mark.parametrize("posed", [*WIDE, *CODED, *EIGHT], ids=Problem.key)
 def test_threads_and_vectors_change_no_bit(posed: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """The portable kernels fuse nothing, nor does an activation compute alike in all; the others are compared."""
     [tactic] = able(posed)

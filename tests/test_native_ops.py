@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -36,6 +37,8 @@ ROTARY = (
 )
 HEADS = ((4, 4, 64, 0), (6, 1, 20, 0), (8, 2, 16, 24), (2, 2, 7, 0))  # heads, key heads, channels, window
 STEPS = ((1, 1, 300, 16), (5, 5, 40, 4), (70, 3, 150, 16))  # rows, requests, context, page
+# Windows that begin on both sides of a split's end, for few queries and for many.
+WINDOWED = (((1, 1, 64, 100), (8, 1, 232, 16)), ((4, 2, 24, 100), (12, 1, 234, 16)))
 
 
 def problems() -> Iterator[Problem]:
@@ -71,12 +74,11 @@ def problems() -> Iterator[Problem]:
             axes = {"rows": 13, "kv_width": heads * head_dim, "pages": 3, "page_size": 8}
             cache = {"cache_width": row_width(form, heads, head_dim)}
             yield posed("kv_write", axes | cache, {"kv": form, "kv_heads": heads})
-        for heads, kv_heads, head_dim, window in HEADS:
+        for (heads, kv_heads, head_dim, window), step in (*itertools.product(HEADS, STEPS), *WINDOWED):
             params = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": head_dim**-0.5}
-            for step in STEPS:
-                axes = dict(zip(("rows", "requests", "context", "page_size"), step, strict=True))
-                axes |= {"width": heads * head_dim, "cache_width": row_width(form, kv_heads, head_dim)}
-                yield posed("attention", axes, params | {"window": window, "kv": form})
+            axes = dict(zip(("rows", "requests", "context", "page_size"), step, strict=True))
+            axes |= {"width": heads * head_dim, "cache_width": row_width(form, kv_heads, head_dim)}
+            yield posed("attention", axes, params | {"window": window, "kv": form})
     for vocab in (5, 1000, 9000):
         yield posed("sample", {"rows": 9, "logits": 12, "vocab": vocab})
         yield posed("sample", {"rows": 9, "logits": 12, "vocab": vocab, "adjustments": 7}, {}, *ADJUSTMENTS)

@@ -12,6 +12,7 @@ import pytest
 
 from allotrope import native
 from allotrope.api import LLM, SamplingParams
+from allotrope.runtime import native as executors
 from allotrope.runtime import settling
 from allotrope.runtime.native import NativeExecutor
 from allotrope.runtime.settling import Settling
@@ -101,6 +102,25 @@ def test_where_they_cannot_move_they_stay(lacking: str, monkeypatch: pytest.Monk
         before = dict(resting(llm)._settling.places)
         said = spoken(llm)
         assert spoken(llm) == said and resting(llm)._settling.places == before and resting(llm)._settling.left == 0
+
+
+@needs_huge_pages
+@pytest.mark.parametrize("moves", [True, False])
+def test_rows_that_were_looked_up_are_let_go_of(moves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so many tokens, once nothing else of the files is read; the next that asks for one finds it there."""
+    with opened() as llm:
+        expected = spoken(llm)
+    monkeypatch.setattr(executors, "_WIDE", 0)
+    monkeypatch.setattr(executors, "_MOST_LOOKED_UP", 5)
+    if not moves:
+        monkeypatch.setattr(Settling, "_begin", lambda self: 0)
+    with opened() as llm:
+        executor, calls = resting(llm), []
+        assert executor._engine is not None
+        forget = executor._engine.forget
+        monkeypatch.setattr(executor._engine, "forget", lambda: calls.append(executor._settling.settled) or forget())
+        assert [spoken(llm) for _ in range(3)] == [expected] * 3
+    assert calls == ([True] * len(calls) if moves else []) and bool(calls) == moves
 
 
 def test_a_system_that_knows_no_huge_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

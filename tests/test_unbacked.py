@@ -15,7 +15,7 @@ def resident() -> int:
 
 
 def test_only_what_is_touched_is_backed() -> None:
-    """To the end of the huge page that was begun, and the one before its beginning."""
+    """Of 256 MB the 20 that are written to, and at most a huge page more at either end."""
     before = resident()
     pool = unbacked.empty(256 * MB)
     assert resident() - before < 4 * MB

@@ -198,13 +198,11 @@ def describe(array: Any) -> Described:
     return view
 
 
-def described_cache(array: Any) -> Described:
-    """The same of a cache [pages, page_size, width], whose pages may lie apart."""
+def described_cache(array: Any) -> tuple[Described, int]:
+    """The same of a cache [pages, page_size, width], and how far its pages lie apart."""
     pages, page_size, width = array.shape
-    address, rows, _, _, dtype, _ = describe(array[0])
-    if rows != page_size or array.strides[1] != width * array.itemsize:
-        raise ValueError(f"a page's rows must lie dense, and {array.shape} lies in steps of {array.strides} bytes")
-    return address, pages * page_size, width, array.strides[1], dtype, page_size
+    address, _, _, stride, dtype, _ = describe(array[0])
+    return (address, pages * page_size, width, stride, dtype, page_size), array.strides[0]
 
 
 def _dense(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:

@@ -29,7 +29,7 @@ from allotrope.runtime import unbacked
 from allotrope.runtime.call_clock import CoreClock
 from allotrope.runtime.program import Bound, Choice, Program, unserved
 from allotrope.runtime.results import reports
-from allotrope.runtime.settling import Settling
+from allotrope.runtime.settling import Settling, is_mapped
 from allotrope.runtime.sharing import bytes_of, regions
 from allotrope.runtime.step import Pending, StepInput, StepOutput
 from allotrope.runtime.weights import Arrays, Engine
@@ -38,6 +38,8 @@ from allotrope.units import shortage
 _KINDS = {TOKENS: 0, LOGITS: 1, SAMPLES: 2}
 _DTYPES = {"compute": 1, "fp32": 1, "int64": 6}
 _ABSENT = 0  # the core's first slot
+_WIDE, _MOST_LOOKED_UP = 2**25, 256  # bytes of tables, and tokens, from which on it is worth it to let go of them
+_WORD = 4  # bytes by which rows of fp32, and scales, are found
 _READ_S, _MOST_GOES = 0.03, 200  # how long reading is looked at
 
 
@@ -91,6 +93,11 @@ class NativeExecutor:
         self._core: Any = self._handed_over()
         self._settling = Settling(native.find().core, self._core, self._multiplied, self._program.threads)
         self._stepped_s = 0.0
+        self._engine: Engine | None = engine
+        self._looked_up = 0  # tokens since the mapped files were let go of
+        read = {describe(array) for array in self._multiplied.values()}
+        tables = (array for array in self._held if describe(array) not in read and is_mapped(array))
+        self._wide_tables = sum(array.nbytes for array in tables) > _WIDE
         self._clock = CoreClock(self._core, self.plan) if timed else None
         self._reserve(self._capacity)
         self._ended: float | None = None
@@ -122,6 +129,8 @@ class NativeExecutor:
             tokens, logprobs, finite = tokens[:done], logprobs[:done], finite[:done]
         ended = time.perf_counter()
         self._stepped_s += ended - began
+        if self._wide_tables:
+            self._let_go(len(step.tokens))
         idle, self._ended = 0.0 if self._ended is None else began - self._ended, ended
         timed = None if self._clock is None else self._clock.stepped()
         logits = self._logits[:count]
@@ -143,8 +152,16 @@ class NativeExecutor:
         """Let go of all memory. The executor is of no use afterwards."""
         if self._clock is not None:
             self._clock.close()
-        self._core, self._caches, self._clock = None, {}, None
+        self._core, self._caches, self._clock, self._engine = None, {}, None, None
         self._settling.close()
+
+    def _let_go(self, tokens: int) -> None:
+        """Whoever looks a row up has what lies around it mapped, too, until all of a table counts as resident."""
+        self._looked_up += tokens
+        if self._looked_up < _MOST_LOOKED_UP or self._engine is None or not self._settling.settled:
+            return
+        self._engine.forget()
+        self._looked_up = 0
 
     def _reports(self, step: StepInput, finite: npt.NDArray[np.bool_]) -> tuple[Any, Any]:
         rows, most = self._core.reported()
@@ -189,9 +206,7 @@ class NativeExecutor:
         if threads < wanted:
             warnings.warn(f"the system gives {threads} threads where {wanted} were wanted: slower steps", stacklevel=4)
         core = found.core.Program(found.isa, threads, self.page_size)
-        slots: dict[str, int] = {
-            name: core.cache(described_cache(cache), cache.strides[0]) for name, cache in self._caches.items()
-        }
+        slots: dict[str, int] = {name: core.cache(*described_cache(cache)) for name, cache in self._caches.items()}
         shared = regions(self.plan)
         whole = {name: spec for name, spec in self.plan.buffers.items() if spec.of is None}
         for name, spec in [*whole.items(), *((n, s) for n, s in self.plan.buffers.items() if s.of is not None)]:
@@ -252,8 +267,8 @@ def _buffer(core: Any, spec: Buffer, slots: Mapping[str, int], region: int) -> i
 def _make_caches(plan: Plan, pages: int, page_size: int, poison: bool) -> dict[str, npt.NDArray[Any]]:
     """The KV pool, by `c:` slot, [pages, page_size, row_width] each.
 
-    It lies page by page, all layers' keys and values of a page together: pages are taken from the first on, so what is
-    used is the pool's beginning, and in few of the system's pages.
+    It lies page by page, all layers' keys and values of a page together: pages that nobody has used are taken in order,
+    so what has been used is the pool's beginning.
     """
     places: list[tuple[str, int, np.dtype[Any], int]] = []  # slot, offset in the page, dtype, width
     apart = 0
@@ -261,7 +276,7 @@ def _make_caches(plan: Plan, pages: int, page_size: int, poison: bool) -> dict[s
         dtype, width = np.dtype(np.float32 if form == COMPUTE else np.uint8), plan.cache.row_width(form)
         for part in "kv":
             places.append((f"c:{layer}.{part}", apart, dtype, width))
-            apart += aligned(page_size * width * dtype.itemsize)
+            apart += -(-page_size * width * dtype.itemsize // _WORD) * _WORD
     try:
         pool = unbacked.empty(pages * apart)
     except MemoryError as error:

@@ -31,7 +31,7 @@ class Settling:
     def __init__(self, core: Any, program: Any, weights: Mapping[int, npt.NDArray[Any]], threads: int) -> None:
         self._core, self._program, self._threads = core, program, threads
         self.places = {slot: (_address(array), array.nbytes) for slot, array in weights.items()}
-        mapped = [slot for slot, array in weights.items() if _is_mapped(array)]
+        mapped = [slot for slot, array in weights.items() if is_mapped(array)]
         size = sum(_padded(self.places[slot][1]) for slot in mapped)
         self._left: deque[int] = deque(mapped if size and huge_pages() and _ROOM * size < available_memory() else ())
         self._region: mmap.mmap | None = None
@@ -41,6 +41,11 @@ class Settling:
     def left(self) -> int:
         """How many weights have not moved and will."""
         return len(self._left)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that can move has, so that nothing of the mapped files is read by every step."""
+        return self._region is not None and not self._left
 
     def go_on(self, stepped_s: float) -> None:
         """Move some, now that steps have taken so much time in all."""
@@ -65,11 +70,12 @@ class Settling:
     def _begin(self) -> int:
         """Where the room for all begins; 0 if there is none."""
         try:
-            self._region = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._region.madvise(mmap.MADV_HUGEPAGE)
+            region = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            region.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, ValueError):
             return 0
-        return _address(np.frombuffer(self._region, np.uint8))
+        self._region = region
+        return _address(np.frombuffer(region, np.uint8))
 
 
 def huge_pages() -> bool:
@@ -80,7 +86,7 @@ def huge_pages() -> bool:
         return False
 
 
-def _is_mapped(array: npt.NDArray[Any]) -> bool:
+def is_mapped(array: npt.NDArray[Any]) -> bool:
     """Whether it lies in a mapped file, and not in memory that somebody wrote it to."""
     base: Any = array
     while isinstance(base, np.ndarray):

@@ -244,7 +244,8 @@ inline void finish_tiles(const Product& product, const Coded& coded, int64_t t, 
         }
 }
 
-// Rows of a chunk at most: their codes lie in a core's second cache beside weights, which are made bytes once for each.
+// Rows of a chunk at most: as many as a core's second cache has room for beside weights, which are made bytes once for
+// each chunk; but not fewer than others take.
 ALLOTROPE_INLINE int64_t most_rows(int64_t inputs) {
     constexpr int64_t kCodes = 3 << 18;
     return kCodes / inputs > kChunk ? kCodes / inputs / kTileRows * kTileRows : kChunk;

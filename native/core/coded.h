@@ -43,7 +43,7 @@ inline float scale_of(float peak) {
 typedef int8_t Codes16 __attribute__((vector_size(16)));
 
 // What a row is divided by. Where the machine fuses, x · (1 / scale) is put right by what it leaves over, which rounds as a
-// division does (Markstein) and takes a third of its time; but not where that remainder is too small for fp32.
+// division does (Markstein) and takes less time; but not where that remainder is too small for fp32.
 class Divisor {
  public:
     ALLOTROPE_INLINE explicit Divisor(float scale)

@@ -30,7 +30,8 @@ extern const bool kFetchNear;
 enum class Dtype : int32_t { none, f32, f16, bf16, f64, i32, i64, u8, i8 };
 
 // A matrix: the last axis is dense, rows lie `stride` bytes apart. A vector is one row. A cache [pages, page, width] is
-// pages · page rows. Weights of more axes have their first axis as rows and the others as width.
+// pages · page rows, which `row` finds only where pages do not lie apart. Weights of more axes have their first axis as
+// rows and the others as width.
 struct View {
     void* data = nullptr;
     int64_t rows = 0;

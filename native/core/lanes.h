@@ -141,14 +141,15 @@ inline F fma(F a, F b, F c) {
 }
 
 inline F select(I mask, F yes, F no) { return mask ? yes : no; }
-#if defined(__AVX512F__)  // compilers make two instructions of what follows, since it says what to do with a NaN
+// The second where either is NaN. Compilers do not see that the portable form is one instruction.
+#if defined(__AVX512F__)
 inline F max(F a, F b) { return (F)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b); }
 inline F min(F a, F b) { return (F)_mm512_maskz_min_ps(0xFFFF, (__m512)a, (__m512)b); }
 #elif defined(__AVX2__)
 inline F max(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }
 inline F min(F a, F b) { return (F)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-inline F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
+inline F max(F a, F b) { return a > b ? a : b; }
 inline F min(F a, F b) { return a < b ? a : b; }
 #endif
 inline F abs(F a) { return (F)((I)a & 0x7FFFFFFF); }

@@ -28,7 +28,7 @@ inline F exp(F x) {
 #if defined(__AVX512F__)
     const F found = (F)_mm512_scalef_ps((__m512)sum, (__m512)n);
 #else
-    const I exponent = whole(n), half = exponent >> 1;
+    const I exponent = whole(min(n, splat(128.0f))), half = exponent >> 1;
     const F found = sum * power_of_two(half) * power_of_two(exponent - half);
 #endif
     return found;

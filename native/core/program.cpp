@@ -1,11 +1,8 @@
 #include "program.h"
 
-#include <sys/mman.h>
-
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "pool.h"
@@ -48,53 +45,6 @@ bool ends_here(const StepInput& step, const StepOutput& out) {
 }
 
 }  // namespace
-
-#if defined(__SANITIZE_ADDRESS__)
-// From the sanitizer's heap, which sees a byte too many; between mapped pages it would see none.
-Memory::Memory(size_t bytes) : bytes_(bytes) {
-    if (bytes != 0) at_ = static_cast<char*>(::operator new(bytes, std::align_val_t{64}));
-    if (bytes != 0) std::memset(at_, 0, bytes);
-}
-
-Memory::~Memory() {
-    if (at_ != nullptr) ::operator delete(at_, std::align_val_t{64});
-}
-
-void Memory::use(size_t) {}
-#else
-constexpr size_t kHugePage = 1 << 21;
-
-Memory::Memory(size_t bytes) : bytes_(bytes) {
-    if (bytes == 0) return;
-    mapped_ = bytes < kHugePage / 2 ? bytes : bytes + 2 * kHugePage;  // so that it can begin, and end, with a huge page
-    void* found = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (found == MAP_FAILED) {
-        bytes_ = mapped_ = 0;
-        throw std::bad_alloc();
-    }
-#ifdef MADV_NOHUGEPAGE
-    madvise(found, mapped_, MADV_NOHUGEPAGE);
-#endif
-    at_ = map_ = static_cast<char*>(found);
-    if (mapped_ != bytes) at_ += kHugePage - reinterpret_cast<uintptr_t>(found) % kHugePage;
-}
-
-Memory::~Memory() {
-    if (map_ != nullptr) munmap(map_, mapped_);
-}
-
-void Memory::use(size_t bytes) {
-#ifdef MADV_HUGEPAGE
-    const size_t used = (bytes < bytes_ ? bytes : bytes_) + kHugePage / 2;
-    const size_t whole = mapped_ == bytes_ ? 0 : used / kHugePage * kHugePage;
-    if (whole <= huge_) return;
-    // What has a small page already would go on in such.
-    madvise(at_ + huge_, whole - huge_, MADV_DONTNEED);
-    madvise(at_ + huge_, whole - huge_, MADV_HUGEPAGE);
-    huge_ = whole;
-#endif
-}
-#endif
 
 template <class T>
 View Program::view_of(const T* data, int64_t count) {
@@ -246,7 +196,7 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
 }
 
 void Program::poison() {
-    poisoned_ = true;  // what lies there stays
+    poisoned_ = true;  // larger pages would begin without it
     const auto fill = [](const Memory& memory) {
         if (memory.bytes() != 0) std::memset(memory.at(), 0xFF, memory.bytes());
     };
@@ -337,8 +287,8 @@ bool Program::place(const StepInput& step) {
     return true;
 }
 
-// Steps of many tokens go through megabytes of each buffer, and look up an address for every page of it: on a virtual
-// machine a tenth of their time where pages are small.
+// Steps of many tokens go through megabytes of each buffer, and look up an address for every page of it (docs/log.md,
+// "prompts on a Xeon with AMX", has what that costs).
 void Program::enlarge_pages() {
     constexpr int64_t kMany = 64;
     if (poisoned_ || counts_[kTokens] < kMany || counts_[kTokens] < most_tokens_ + most_tokens_ / 2) return;

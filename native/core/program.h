@@ -10,11 +10,11 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "isa.h"
 #include "kernel.h"
+#include "memory.h"
 #include "pace.h"
 #include "step_log.h"
 
@@ -43,35 +43,6 @@ struct StepOutput {
     int32_t* tokens;
     float* logprobs;
     uint8_t* finite;
-};
-
-// Memory of its own, zero until it is touched, in small pages: a few rows of each buffer are, and no more is to be backed.
-class Memory {
- public:
-    Memory() = default;
-    explicit Memory(size_t bytes);
-    ~Memory();
-    Memory(Memory&& other) noexcept { *this = std::move(other); }
-    Memory& operator=(Memory&& other) noexcept {
-        std::swap(at_, other.at_);
-        std::swap(bytes_, other.bytes_);
-        std::swap(map_, other.map_);
-        std::swap(mapped_, other.mapped_);
-        std::swap(huge_, other.huge_);
-        return *this;
-    }
-    char* at() const { return at_; }
-    size_t bytes() const { return bytes_; }
-
-    // From now on so many of its bytes are used: huge pages where they fill one at least by half. What lay there may be gone.
-    void use(size_t bytes);
-
- private:
-    char* at_ = nullptr;
-    size_t bytes_ = 0;
-    char* map_ = nullptr;  // what the system gave
-    size_t mapped_ = 0;
-    size_t huge_ = 0;      // bytes that may be in huge pages
 };
 
 class Program {

@@ -9,241 +9,16 @@
 //
 // A request's queries, all heads of a group for each position, fall into tiles of kTile. Where there are tiles enough,
 // a thread takes a tile with all its splits; where there are few and contexts are long, threads take splits, and merge
-// after a barrier. A tile of many queries first lays a split's keys down turned, a vector for each channel of as many keys
-// as it has lanes, and widens its values: products are then added up without a shuffle, lane for lane as the few do it.
+// after a barrier. A tile of many queries has a split's keys turned and its values widened first.
 //
 // Numbers: heads, kv_heads, head_dim, scale, window, form.
 
-#include "kernel.h"
-#include "kvrows.h"
-#include "lanes.h"
+#include "attention_scores.h"
 #include "maths.h"
 
 namespace allotrope::ALLOTROPE_ISA {
 
 namespace {
-
-constexpr int64_t kKeys = 128;
-constexpr int64_t kTile = 64;
-constexpr int64_t kMany = 16;     // queries of a tile for which turning its keys pays
-constexpr float kLeast = -1e30f;  // stands for the largest of no finite scores: e^(−inf − kLeast) is 0 and not NaN
-
-inline int64_t padded_to_lanes(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
-
-struct Shape {
-    int64_t heads, kv_heads, head_dim, group, padded, window, form, scales;
-    float scale;
-
-    explicit Shape(const Args& args)
-        : heads(args.whole(0)),
-          kv_heads(args.whole(1)),
-          head_dim(args.whole(2)),
-          group(heads / kv_heads),
-          padded(padded_to_lanes(head_dim)),
-          window(args.whole(4)),
-          form(args.whole(5)),
-          scales(scales_at(kv_heads, head_dim)),
-          scale(static_cast<float>(args.number(3))) {}
-};
-
-// A split's result for one query: m, l, then head_dim values, padded.
-struct Part {
-    float* at;
-    float& top() { return at[0]; }
-    float& total() { return at[1]; }
-    float* values() { return at + kLanes; }
-    static int64_t size(int64_t padded) { return kLanes + padded; }
-};
-
-// A thread's memory for one tile.
-struct Scratch {
-    float* queries;  // [kTile][padded]
-    float* scores;   // [kTile][kKeys]
-    float* state;    // [kTile] parts: what is merged so far
-    float* parts;    // [kTile] parts: a split's
-    float* turned;   // keys, [kKeys / kLanes][padded][kLanes]
-    float* steps;    // [kKeys]: what a key's products are scaled by
-    float* widened;  // values, [kKeys][padded]
-    const char* keys[kKeys];
-    const char* values[kKeys];
-    int64_t column;              // of the head's values in their rows
-    float value_scales[kKeys];  // where the form has any
-
-    static int64_t size(int64_t padded) {
-        return kTile * (padded + kKeys + 2 * Part::size(padded)) + kKeys * (2 * padded + 1);
-    }
-    Scratch(float* at, const Shape& shape) {
-        queries = at;
-        scores = queries + kTile * shape.padded;
-        state = scores + kTile * kKeys;
-        parts = state + kTile * Part::size(shape.padded);
-        turned = parts + kTile * Part::size(shape.padded);
-        steps = turned + kKeys * shape.padded;
-        widened = steps + kKeys;
-    }
-};
-
-// Queries [from, to) of a request, counted over positions and a group's heads, against one key head.
-struct Tile {
-    int64_t request, kv_head, from, to, first_row, first_position;
-
-    int64_t position(int64_t query, const Shape& shape) const { return first_position + (from + query) / shape.group; }
-    int64_t row(int64_t query, const Shape& shape) const { return first_row + (from + query) / shape.group; }
-    int64_t column(int64_t query, const Shape& shape) const {
-        return (kv_head * shape.group + (from + query) % shape.group) * shape.head_dim;
-    }
-    int64_t count() const { return to - from; }
-    int64_t end(int64_t query, const Shape& shape) const { return position(query, shape) + 1; }
-    int64_t begin(int64_t query, const Shape& shape) const {
-        const int64_t last = end(query, shape);
-        return shape.window && last > shape.window ? last - shape.window : 0;
-    }
-    int64_t first_split(const Shape& shape) const { return begin(0, shape) / kKeys; }
-    int64_t splits(const Shape& shape) const {
-        return (end(count() - 1, shape) - 1) / kKeys - first_split(shape) + 1;
-    }
-};
-
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <int kForm>
-inline F held(const char* row, int64_t at) {
-    if constexpr (kForm == kInt8) return widen_int8(reinterpret_cast<const uint8_t*>(row) + at);
-    if constexpr (kForm == kFp8) return widen_fp8(reinterpret_cast<const uint8_t*>(row) + at);
-    if constexpr (kForm == kHalf) return widen_half(reinterpret_cast<const uint16_t*>(row) + at);
-    return load(reinterpret_cast<const float*>(row) + at);
-}
-
-// The end of a head whose width is no whole number of vectors: beyond it lie others' keys, or nothing.
-template <int kForm>
-inline F held_some(const char* row, int64_t at, int64_t left) {
-    if constexpr (kForm == kWide) return load_some(reinterpret_cast<const float*>(row) + at, left);
-    constexpr int64_t size = kForm == kHalf ? 2 : 1;
-    char whole[size * kLanes] = {};
-    for (int i = 0; i < kLanes; ++i)
-        if (i < left) std::memcpy(whole + size * i, row + size * (at + i), size);
-    return held<kForm>(whole, 0);
-}
-
-inline float scale_of(const char* row, const Shape& shape, int64_t kv_head) {
-    float scale;
-    std::memcpy(&scale, row + shape.scales + 4 * kv_head, sizeof scale);
-    return scale;
-}
-
-// scores[i][key] = queries[i] · key, for `kCount` queries and keys [begin, end) of a split. Products are added up lane
-// by lane, and the lanes of as many keys as a vector has at once.
-template <int kForm, int kCount>
-void score(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t query, int64_t begin, int64_t end) {
-    const float* queries = scratch.queries + query * shape.padded;
-    float* scores = scratch.scores + query * kKeys;
-    const int64_t first = tile.kv_head * shape.head_dim, whole = shape.head_dim / kLanes * kLanes;
-    F products[kCount][kLanes];
-    for (int64_t block = begin; block < end; block += kLanes) {
-        const int64_t count = smaller(end - block, kLanes);
-        F steps = splat(shape.scale);
-        for (int64_t j = 0; j < count; ++j) {
-            const char* row = scratch.keys[block + j];
-            F sum[kCount] = {};
-            int64_t at = 0;
-            for (; at < whole; at += kLanes) {
-                const F key = held<kForm>(row, first + at);
-                for (int i = 0; i < kCount; ++i) sum[i] = fma(load(queries + i * shape.padded + at), key, sum[i]);
-            }
-            if (at < shape.head_dim) {
-                const F key = held_some<kForm>(row, first + at, shape.head_dim - at);
-                for (int i = 0; i < kCount; ++i) sum[i] = fma(load(queries + i * shape.padded + at), key, sum[i]);
-            }
-            for (int i = 0; i < kCount; ++i) products[i][j] = sum[i];
-            if constexpr (is_scaled(kForm)) steps[j] *= scale_of(row, shape, tile.kv_head);
-        }
-        if (count == kLanes) {
-            for (int i = 0; i < kCount; ++i) store(scores + i * kKeys + block, sums(products[i]) * steps);
-        } else {
-            for (int i = 0; i < kCount; ++i) {
-                for (int64_t j = count; j < kLanes; ++j) products[i][j] = F{};
-                store_some(scores + i * kKeys + block, sums(products[i]) * steps, count);
-            }
-        }
-    }
-}
-
-// Keys [begin, end) of a split as `turned` and `steps` have them, in whole blocks; what is not theirs is zero.
-template <int kForm>
-void turn(const Scratch& scratch, const Shape& shape, const Tile& tile, int64_t begin, int64_t end) {
-    const int64_t first = tile.kv_head * shape.head_dim;
-    for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
-        float* to = scratch.turned + block * shape.padded;
-        for (int64_t at = 0; at < shape.padded; at += kLanes) {
-            const int64_t left = shape.head_dim - at;
-            F rows[kLanes];
-            for (int64_t j = 0; j < kLanes; ++j) {
-                const int64_t key = block + j;
-                if (key < begin || key >= end)
-                    rows[j] = F{};
-                else if (left < kLanes)
-                    rows[j] = held_some<kForm>(scratch.keys[key], first + at, left);
-                else
-                    rows[j] = held<kForm>(scratch.keys[key], first + at);
-            }
-            transpose(rows);
-            for (int64_t j = 0; j < kLanes; ++j) store(to + (at + j) * kLanes, rows[j]);
-        }
-        for (int64_t key = larger(block, begin); key < smaller(block + kLanes, end); ++key) {
-            scratch.steps[key] = shape.scale;
-            if constexpr (is_scaled(kForm)) scratch.steps[key] *= scale_of(scratch.keys[key], shape, tile.kv_head);
-        }
-    }
-}
-
-// Values [begin, end) of a split as fp32, without their scales; from now on these are the values.
-template <int kForm>
-void widen(Scratch& scratch, const Shape& shape, const Tile& tile, int64_t begin, int64_t end) {
-    const int64_t first = tile.kv_head * shape.head_dim;
-    for (int64_t key = begin; key < end; ++key) {
-        float* to = scratch.widened + key * shape.padded;
-        over(
-            0, shape.head_dim, [&](int64_t at) { store(to + at, held<kForm>(scratch.values[key], first + at)); },
-            [&](int64_t at, int64_t left) { store(to + at, held_some<kForm>(scratch.values[key], first + at, left)); });
-        scratch.values[key] = reinterpret_cast<const char*>(to);
-    }
-    scratch.column = 0;
-}
-
-template <int kCount>
-struct Sums {
-    F at[kCount];
-};
-
-// Of a block of turned keys and queries: the sum over what lanes `lane`, `lane + kStep`, … of a key would hold, added up by
-// halves as `sum` adds a vector's.
-template <int kStep, int kCount>
-ALLOTROPE_INLINE Sums<kCount> products_of(const float* queries, const float* keys, int64_t padded, int64_t lane) {
-    Sums<kCount> found{};
-    if constexpr (kStep == kLanes) {
-        for (int64_t at = lane; at < padded; at += kLanes) {
-            const F key = load(keys + at * kLanes);
-            for (int i = 0; i < kCount; ++i) found.at[i] = fma(splat(queries[i * padded + at]), key, found.at[i]);
-        }
-    } else {
-        found = products_of<2 * kStep, kCount>(queries, keys, padded, lane);
-        const Sums<kCount> others = products_of<2 * kStep, kCount>(queries, keys, padded, lane + kStep);
-        for (int i = 0; i < kCount; ++i) found.at[i] += others.at[i];
-    }
-    return found;
-}
-
-// What `score` gives, by turned keys; beside keys [begin, end) there may be others' scores, to whole blocks.
-template <int kCount>
-void score_turned(const Scratch& scratch, const Shape& shape, int64_t query, int64_t begin, int64_t end) {
-    const float* queries = scratch.queries + query * shape.padded;
-    for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
-        const F steps = load(scratch.steps + block);
-        const auto found = products_of<1, kCount>(queries, scratch.turned + block * shape.padded, shape.padded, 0);
-        for (int i = 0; i < kCount; ++i) store(scratch.scores + (query + i) * kKeys + block, found.at[i] * steps);
-    }
-}
 
 // parts[i][at …] += Σ weights[i][key] · value[at …], for `kCount` queries, `kVectors` vectors of the values and keys
 // [begin, end), in their order. `left`: elements of the last vector, if they do not fill it.
@@ -331,7 +106,7 @@ void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_
     const int64_t base = split * kKeys, step = Part::size(shape.padded);
     int64_t begins[kCount], ends[kCount], lowest = kKeys, highest = 0, joint_begin = 0, joint_end = kKeys;
     for (int i = 0; i < kCount; ++i) {
-        begins[i] = larger(tile.begin(query + i, shape) - base, 0);
+        begins[i] = smaller(larger(tile.begin(query + i, shape) - base, 0), kKeys);
         ends[i] = larger(smaller(tile.end(query + i, shape) - base, kKeys), begins[i]);
         lowest = smaller(lowest, begins[i]);
         highest = larger(highest, ends[i]);
@@ -470,21 +245,20 @@ void attention(const Args& args, Team& team) {
         });
         return;
     }
-    // Few tiles, long contexts: [ scratch of each thread ][ parts: tile by tile, split by split, query by query ]
+    // Few tiles, long contexts: [ scratch of each thread ][ parts: tile by tile, split by split, query by query, no gaps ]
     float* shared = room + team.count * Scratch::size(shape.padded);
-    int64_t item = 0;
+    int64_t item = 0, part = 0;
     for_tiles(args, shape, [&](int64_t, const Tile& tile) {
         bool taken = false;
-        for (int64_t i = 0; i < tile.splits(shape); ++i, ++item) {
+        for (int64_t i = 0; i < tile.splits(shape); ++i, ++item, part += tile.count()) {
             if (item % team.count != team.index) continue;
             if (!taken) take_queries(scratch, shape, tile, q);
             taken = true;
-            split_of_form(scratch, shape, tile, args, tile.first_split(shape) + i, shared + item * kTile * step);
+            split_of_form(scratch, shape, tile, args, tile.first_split(shape) + i, shared + part * step);
         }
     });
     team.barrier();
-    item = 0;
-    int64_t number = 0;
+    int64_t first = 0, number = 0;
     for_tiles(args, shape, [&](int64_t, const Tile& tile) {
         const int64_t count = tile.splits(shape);
         for (int64_t i = 0; i < tile.count(); ++i) {
@@ -492,14 +266,14 @@ void attention(const Args& args, Team& team) {
             bool fresh = true;
             std::memset(scratch.state, 0, 4 * step);
             for (int64_t split = 0; split < count; ++split) {
-                Part part{shared + ((item + split) * kTile + i) * step};
+                Part part{shared + (first + split * tile.count() + i) * step};
                 if (part.total() == 0) continue;
                 merge(Part{scratch.state}, part, shape, fresh);
                 fresh = false;
             }
             give(out, shape, tile, i, Part{scratch.state});
         }
-        item += count;
+        first += count * tile.count();
     });
 }
 
