@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from allotrope import native
 from allotrope.api import LLM, SamplingParams
+from allotrope.models.recipe import Mlp
 from allotrope.runtime import native as executors
 from allotrope.runtime import settling
 from allotrope.runtime.native import NativeExecutor
@@ -126,6 +129,25 @@ def test_rows_that_were_looked_up_are_let_go_of(moves: bool, monkeypatch: pytest
 def test_a_system_that_knows_no_huge_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(settling, "_HUGE_PAGES", tmp_path / "nowhere")
     assert not settling.huge_pages()
+
+
+@needs_huge_pages
+def test_steps_of_many_tokens_ask_for_huge_pages() -> None:
+    """For their buffers, once so many tokens come at a time; for keys and values from the first on."""
+
+    def advised() -> int:
+        gc.collect()  # or another test's memory goes meanwhile
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        return sum(line.startswith("VmFlags") and "hg" in line.split() for line in lines)
+
+    recipe = replace(LLAMA, max_len=1024, blocks=(replace(LLAMA.blocks[0], mlp=Mlp(1024, "silu", gated=True)),))
+    found = [advised()]
+    runner = native_executor(native_engine(recipe), pages=200, max_tokens=1000, poison=False)
+    found.append(advised())
+    for size in (40, 63, 700):
+        runner.run(one_step([5] * size, 1))
+        found.append(advised())
+    assert found[0] < found[1] == found[2] == found[3] < found[4]
 
 
 @needs_huge_pages

@@ -19,7 +19,11 @@ Memory::~Memory() {
     if (at_ != nullptr) ::operator delete(at_, std::align_val_t{64});
 }
 
-void Memory::use(size_t) {}
+void Memory::use(size_t bytes) {
+    if (bytes <= huge_ || bytes > bytes_) return;
+    std::memset(at_ + huge_, 0xFF, bytes - huge_);  // what lay there is nobody's
+    huge_ = bytes;
+}
 #else
 constexpr size_t kHugePage = 1 << 21;
 
