@@ -115,6 +115,7 @@ def test_rows_that_were_looked_up_are_let_go_of(moves: bool, monkeypatch: pytest
         expected = spoken(llm)
     monkeypatch.setattr(executors, "_WIDE", 0)
     monkeypatch.setattr(executors, "_MOST_LOOKED_UP", 5)
+    monkeypatch.setattr(settling, "SHARE", 1e9)  # all at once
     if not moves:
         monkeypatch.setattr(Settling, "_begin", lambda self: 0)
     with opened() as llm:
