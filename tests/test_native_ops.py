@@ -228,3 +228,35 @@ def test_rows_with_gaps_in_them_are_refused() -> None:
             describe(gaps)
     assert describe(inner[:, :2])[1:4] == (2, 16, 96)
     assert describe(inner[..., :4])[1:4] == (6, 4, 32)  # pages, whose rows may lie apart
+
+
+LUCKY = Problem(
+    "attention",
+    {"rows": 3, "requests": 3, "context": 256, "page_size": 16, "width": 192, "cache_width": 384},
+    {"heads": 6, "kv_heads": 6, "head_dim": 32, "scale": 32**-0.5, "window": 0, "kv": "fp16"},
+    "fp32",
+)
+
+
+def test_who_is_refused_by_a_lucky_draw_is_asked_again() -> None:
+    """The plain version without its usual error: three more draws say what is usual. What is wrong stays wrong."""
+    (tactic,) = tactics("attention")
+    case = check.prepare(LUCKY, CPU, 0)
+    lucky = replace(case, plain=case.truth)
+    assert not check.judge(lucky, poison.run(tactic, case.contract, LUCKY, CPU, case.ins, True).outs).ok
+    assert check.check_case(tactic, lucky).ok
+
+    class Off(type(tactic)):  # type: ignore[misc]
+        """Errs by so much of each number, on every draw."""
+
+        share = 0.0
+
+        def run(self, out: Any, ins: Any, params: Any, workspace: Any = None) -> None:
+            super().run(out, ins, params, workspace)
+            out["out"] *= 1 + self.share
+
+    off = Off(**{field: getattr(tactic, field) for field in tactic.__dataclass_fields__})
+    assert check.check_case(off, case).ok
+    for share in (2e-5, 1e-3):
+        Off.share = share
+        assert not check.check_case(off, lucky).ok

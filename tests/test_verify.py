@@ -242,6 +242,19 @@ def test_json_and_what_is_kept(forge: Forge, capsys: pytest.CaptureFixture[str])
     assert not list(path.glob(".verify*"))
 
 
+def test_a_verdict_that_cannot_be_kept_is_told(
+    forge: Forge, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("allotrope.artifact.results.write", refused)
+    path = forge.built("llama")
+    code, out, err = command(capsys, str(path), "--json", "--new-tokens", "2")
+    assert code == 0 and json.loads(out.splitlines()[-1])["verdict"] == IDENTICAL
+    assert f"(not kept: {path} cannot be written)" in " ".join(err.split())
+
+
 def test_levels_can_be_left_out(forge: Forge, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(forge.built("llama"))
     code, out, _ = command(capsys, path, "--level", "preflight", "--json")

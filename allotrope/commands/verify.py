@@ -77,6 +77,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     with out.progress(len(asked.levels) + quantised, "verifying") as shown:
         result = verify(folder, asked, lambda _: shown.advance(), out.progress, command=args.command)
     _print(result, out)
+    if not result.kept:
+        out.line(f"(not kept: {folder} cannot be written)")
     if not result.passed:
         out.line(f"Required: {result.required}. The engine does not pass.")
     out.result({"engine": str(folder), **result.to_json()})

@@ -5,8 +5,9 @@ the plain torch version (the reference run in the compute dtype itself), a tacti
 
     error ≤ 2·e₀ + tiny(dtype)
 
-in the maximum and in RMS, both relative to the output's RMS. Moving data is bit-exact, and so are
-integers. An element that was not written, a NaN, a write outside the output and a read of poison
+in the maximum and in RMS, both relative to the output's RMS. Where that fails by little, more inputs are drawn, and the
+worst errors of all are compared: on one draw the plain version may have been lucky. Moving data is bit-exact, and so
+are integers. An element that was not written, a NaN, a write outside the output and a read of poison
 disqualify. A row class is proven by comparing bits (`check_rows`).
 """
 
@@ -30,6 +31,7 @@ FACTOR = 2.0  # how much worse than the plain version a tactic may be
 # must still pass. One rounding step of a 16-bit format; in fp32, where a step is small beside any real
 # mistake, eight: vectorised exp, erf and tanh are right only to an ulp or two, and sums in another order err anew.
 _TINY = {"fp32": 8 * 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7, "fp64": 8 * 2.0**-52}
+_NARROW, _REDRAWS = 4.0, 3  # within so many times what is allowed, so many more draws decide
 _SUMS = 1e-9  # sums of 2²⁴ squares in fp64 differ by less, whatever their order
 # Nats by which an engine may prefer its own token where another runtime's greedy text parts from its: what computing in
 # another order, rounding in another place or another way onto as many bits can do to logits, by the bits of a weight.
@@ -96,7 +98,7 @@ def larger(one: ErrorStats, other: ErrorStats) -> ErrorStats:
     return ErrorStats(*(max(pair) for pair in zip(astuple(one), astuple(other), strict=True)))
 
 
-def within(error: ErrorStats, floor: ErrorStats, dtype: str) -> str | None:
+def within(error: ErrorStats, floor: ErrorStats, dtype: str, slack: float = 1.0) -> str | None:
     """None if `error` is what `dtype` explains, given the plain version's error `floor`; otherwise a sentence."""
     if not error.finite:
         return "it gave NaN or infinity where the truth is finite"
@@ -106,7 +108,7 @@ def within(error: ErrorStats, floor: ErrorStats, dtype: str) -> str | None:
         ("maximum", error.max_rel_rms, floor.max_rel_rms, tiny(dtype) * error.peak),
     ):
         allowed = FACTOR * base + step
-        if found > allowed:
+        if found > slack * allowed:
             return (
                 f"its {name} error {found:.3g} exceeds {allowed:.3g} (2 · {base:.3g} + {step:.3g}), relative to the RMS"
             )
@@ -145,6 +147,7 @@ class Case:
     ins: Mapping[str, Array]  # on the CPU, rounded to the problem's dtypes
     truth: Mapping[str, torch.Tensor]  # fp64, or as it came
     plain: Mapping[str, torch.Tensor]  # the reference computed in the compute dtype
+    seed: int = 0
 
 
 def rounded(contract: Contract, problem: Problem, ins: Mapping[str, Array]) -> dict[str, Array]:
@@ -175,7 +178,7 @@ def prepare(problem: Problem, device: Device, seed: int) -> Case:
         return {name: value.cpu() for name, value in contract.reference(given, params).items()}
 
     plain = referred(wide=False)
-    return Case(contract, problem, device, ins, plain if contract.exact else referred(wide=True), plain)
+    return Case(contract, problem, device, ins, plain if contract.exact else referred(wide=True), plain, seed)
 
 
 def judge(case: Case, outs: Mapping[str, torch.Tensor]) -> CheckResult:
@@ -219,7 +222,38 @@ def check_case(tactic: Tactic, case: Case, *, strided: bool = True) -> CheckResu
     verdict = judge(case, result.outs)
     if result.complaint:
         return dataclasses.replace(verdict, ok=False, reason=result.complaint)
+    if not verdict.ok and _excused(tactic, case, result.outs, strided):
+        return dataclasses.replace(verdict, ok=True, reason=None)
     return verdict
+
+
+def _excused(tactic: Tactic, case: Case, outs: Mapping[str, torch.Tensor], strided: bool) -> bool:
+    """Whether a tactic that errs more than the plain version allows on one draw does not, on several."""
+    worst = _accuracy(case, outs)
+    if worst is None or any(within(e, f, d, _NARROW) for e, f, d in worst):
+        return False
+    for seed in range(case.seed + 1, case.seed + 1 + _REDRAWS):
+        other = prepare(case.problem, case.device, seed)
+        result = poison.run(tactic, other.contract, other.problem, other.device, other.ins, strided)
+        found = None if result.complaint else _accuracy(other, result.outs)
+        if found is None:
+            return False
+        worst = [(larger(e, a), larger(f, b), d) for (e, f, d), (a, b, _) in zip(worst, found, strict=True)]
+    return not any(within(*one) for one in worst)
+
+
+def _accuracy(case: Case, outs: Mapping[str, torch.Tensor]) -> list[tuple[ErrorStats, ErrorStats, str]] | None:
+    """Each output's error, the plain version's and the dtype; None if anything but accuracy is to be judged."""
+    found = []
+    for name, operand in case.contract.outs.items():
+        actual, truth, plain = outs[name], case.truth[name], case.plain[name]
+        if case.contract.exact or not actual.is_floating_point():
+            return None
+        error, floor = compare(actual, truth.reshape(actual.shape)), compare(plain, truth)
+        if not (error.finite and floor.finite):
+            return None
+        found.append((error, floor, case.problem.dtype if operand.dtype == "compute" else operand.dtype))
+    return found
 
 
 def check(tactic: Tactic, problem: Problem, device: Device, seed: int = 0) -> CheckResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Result:
     original: str
     seconds: float
     required: str  # the least good word
+    kept: bool = True  # in the engine's folder, which may be read-only
 
     @property
     def passed(self) -> bool:
@@ -134,7 +135,10 @@ def verify(
     )
     folder = Path(path)
     shown = {"engine": str(path), **result.to_json()}
-    results.write(folder / FILE, {**shown, **results.stamp(folder, command), "samples": {}})
+    try:
+        results.write(folder / FILE, {**shown, **results.stamp(folder, command), "samples": {}})
+    except OSError:
+        return replace(result, kept=False)
     return result
 
 
