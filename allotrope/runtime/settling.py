@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from allotrope.hw.detect import available_memory
+from allotrope.runtime import unbacked
 
 SHARE = 0.5  # of the steps' time that moving may take, until all have moved
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -34,7 +35,7 @@ class Settling:
         mapped = [slot for slot, array in weights.items() if is_mapped(array)]
         size = sum(_padded(self.places[slot][1]) for slot in mapped)
         self._left: deque[int] = deque(mapped if size and huge_pages() and _ROOM * size < available_memory() else ())
-        self._region: mmap.mmap | None = None
+        self._region: npt.NDArray[np.uint8] | None = None
         self._size, self._at, self._spent_s = size, 0, 0.0
 
     @property
@@ -70,12 +71,10 @@ class Settling:
     def _begin(self) -> int:
         """Where the room for all begins; 0 if there is none."""
         try:
-            region = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            region.madvise(mmap.MADV_HUGEPAGE)
-        except (OSError, ValueError):
+            self._region = unbacked.empty(self._size)
+        except MemoryError:
             return 0
-        self._region = region
-        return _address(np.frombuffer(region, np.uint8))
+        return _address(self._region)
 
 
 def huge_pages() -> bool:
