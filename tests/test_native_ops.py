@@ -243,8 +243,6 @@ def test_who_is_refused_by_a_lucky_draw_is_asked_again() -> None:
     (tactic,) = tactics("attention")
     case = check.prepare(LUCKY, CPU, 0)
     lucky = replace(case, plain=case.truth)
-    assert not check.judge(lucky, poison.run(tactic, case.contract, LUCKY, CPU, case.ins, True).outs).ok
-    assert check.check_case(tactic, lucky).ok
 
     class Off(type(tactic)):  # type: ignore[misc]
         """Errs by so much of each number, on every draw."""
@@ -256,7 +254,9 @@ def test_who_is_refused_by_a_lucky_draw_is_asked_again() -> None:
             out["out"] *= 1 + self.share
 
     off = Off(**{field: getattr(tactic, field) for field in tactic.__dataclass_fields__})
-    assert check.check_case(off, case).ok
+    Off.share = 1e-6  # beside which no instruction set's own error matters
+    assert not check.judge(lucky, poison.run(off, case.contract, LUCKY, CPU, case.ins, True).outs).ok
+    assert check.check_case(off, lucky).ok and check.check_case(off, case).ok
     for share in (2e-5, 1e-3):
         Off.share = share
         assert not check.check_case(off, lucky).ok

@@ -102,6 +102,29 @@ inline void store_half(uint16_t* to, F value) {
 inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 inline F load_some(const float* from, int64_t count) { return (F)_mm512_maskz_loadu_ps(first_lanes(count), from); }
 inline void store_some(float* to, F value, int64_t count) { _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value); }
+#elif defined(__AVX2__)
+inline F load_some(const float* from, int64_t count) {
+    alignas(64) static constexpr int32_t lanes[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    I mask;
+    std::memcpy(&mask, lanes + kLanes - count, sizeof mask);
+    return (F)_mm256_maskload_ps(from, (__m256i)mask);
+}
+
+// By fours, twos and one: some machines take dozens of steps for a masked store.
+inline void store_some(float* to, F value, int64_t count) {
+    __m128 rest = _mm256_castps256_ps128((__m256)value);
+    if (count & 4) {
+        _mm_storeu_ps(to, rest);
+        rest = _mm256_extractf128_ps((__m256)value, 1);
+        to += 4;
+    }
+    if (count & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(to), rest);
+        rest = _mm_movehl_ps(rest, rest);
+        to += 2;
+    }
+    if (count & 1) _mm_store_ss(to, rest);
+}
 #else
 inline F load_some(const float* from, int64_t count) {
     float whole[kLanes] = {};

@@ -42,19 +42,21 @@ ALLOTROPE_INLINE N repeat(int32_t value) {
     return result;
 }
 
+// Register by register: as one piece, GCC copies through the stack in halves of a register, and whoever reads a whole one
+// back waits for both.
 ALLOTROPE_INLINE W load_wide(const float* from) {
     W result;
-    std::memcpy(&result, from, sizeof result);
+    ALLOTROPE_PARTS(i) result.at[i] = load(from + i * kLanes);
     return result;
 }
 
 ALLOTROPE_INLINE N load_whole(const void* from) {
     N result;
-    std::memcpy(&result, from, sizeof result);
+    ALLOTROPE_PARTS(i) std::memcpy(&result.at[i], static_cast<const char*>(from) + i * sizeof(I), sizeof(I));
     return result;
 }
 
-ALLOTROPE_INLINE void store_wide(float* to, const W& value) { std::memcpy(to, &value, sizeof value); }
+ALLOTROPE_INLINE void store_wide(float* to, const W& value) { ALLOTROPE_PARTS(i) store(to + i * kLanes, value.at[i]); }
 
 ALLOTROPE_INLINE W fma(const W& a, const W& b, const W& c) {
     W result;
