@@ -140,7 +140,7 @@ def timed(made: list[Subject], rounds: int) -> dict[str, float]:
 
 def row(one: Subject, seconds: float, ceilings: peaks.Ceilings) -> tuple[str, ...]:
     """A line of the table."""
-    rate = ceilings.matmul_flops_per_s.get(peaks.INT8 if one.name.endswith("int8") and "×" in one.name else "fp32")
+    rate = ceilings.rate(peaks.INT8 if one.name.endswith("× int8") else "fp32")
     return (
         str(one.problem.axes["rows"]),
         one.name,
@@ -148,7 +148,7 @@ def row(one: Subject, seconds: float, ceilings: peaks.Ceilings) -> tuple[str, ..
         f"{one.nbytes / seconds / 1e9:.1f}",
         f"{one.nbytes / seconds / ceilings.read_bytes_per_s:.0%}",
         f"{one.flops / seconds / 1e9:.0f}",
-        f"{one.flops / seconds / rate:.0%}" if rate else "–",
+        f"{one.flops / seconds / rate:.0%}",
     )
 
 

@@ -84,6 +84,8 @@ def test_what_a_cache_holds_is_read_at_the_caches_rate(cpu: Device) -> None:
     assert [kept.read_rate(held) for held in (1, 8, 20, 32, 48, 64, 1e9)] == [80, 80, 70, 60, 50, 10, 10]
     assert kept.floor_s(120, 0, "fp32", held=32) == 2 and kept.floor_s(120, 0, "fp32") == 12
     assert kept.floor_s(0, 900, "int8") == 1 and kept.floor_s(0, 900, "bf16") == 9  # integers' rate is no other's
+    looped = peaks.Ceilings(10.0, {"fp32": 100.0, "bf16": 2.0, "int8": 1.0}, {}, 1, "now")  # no instructions for those
+    assert looped.floor_s(0, 900, "int8") == looped.floor_s(0, 900, "bf16") == 9
     plain = peaks.Ceilings(10.0, {"fp32": 100.0}, {}, 1, "now")
     assert plain.read_rate(1) == 10
     slow = peaks.Ceilings(10.0, {"fp32": 100.0}, {}, 1, "now", {"8": 80.0, "64": 4.0})

@@ -135,7 +135,8 @@ def _print(device: Device, ceilings: Ceilings | None, tactics: dict[str, list[di
         out.line(f"ceilings  read {ceilings.read_bytes_per_s / 1e9:.1f} GB/s, measured {ceilings.measured_at}{threads}")
         for dtype, rate in ceilings.matmul_flops_per_s.items():
             unit = "OP/s" if dtype == peaks.INT8 else "FLOP/s"
-            out.line(f"          {dtype} matrix product {rate_text(rate, unit)}")
+            slow = "; limits take fp32's, which is faster" if rate < ceilings.rate(dtype) else ""
+            out.line(f"          {dtype} matrix product {rate_text(rate, unit)}{slow}")
         if cached := list(ceilings.cache_read_bytes_per_s.items())[::2]:
             sizes, rates = (", ".join(words) for words in zip(*map(_cached, cached), strict=True))
             out.line(f"          read again and again, {sizes}:")

@@ -136,11 +136,10 @@ class Explained:
         known = self.ceilings
         if known is None:
             return None
-        rates = known.matmul_flops_per_s
         return {
             "read_bytes_per_s": known.read_bytes_per_s,
             "step_read_bytes_per_s": known.read_rate(self.account.decode.held or self.account.context.held),
-            "flops_per_s": rates.get(self.manifest.plan.dtype) or max(rates.values()),
+            "flops_per_s": known.rate(self.manifest.plan.dtype),
         }
 
     def _tactics(self, members: list[int]) -> list[dict[str, Any]]:

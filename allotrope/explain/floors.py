@@ -17,7 +17,7 @@ from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Call, Plan
 from allotrope.artifact.problems import Load, problem
 from allotrope.bench.watch import Step
-from allotrope.hw.peaks import INT8, Ceilings
+from allotrope.hw.peaks import Ceilings
 from allotrope.ops import registry
 from allotrope.runtime.program import rows_of
 from allotrope.runtime.step import Seconds
@@ -75,9 +75,7 @@ class Floors:
     def seconds(self, price: Price, held: float) -> float:
         """The least time for that, in a step that reads so many cold bytes in all."""
         reading = price.cold / self.ceilings.read_rate(held) + price.warm / self.fastest
-        rates = self.ceilings.matmul_flops_per_s
-        widest = max(rate for name, rate in rates.items() if name != INT8)
-        return max(reading, price.flops / rates.get(price.rate, max(rates.values()) if price.rate == INT8 else widest))
+        return max(reading, price.flops / self.ceilings.rate(price.rate))
 
     @property
     def fastest(self) -> float:

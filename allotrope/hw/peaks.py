@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from allotrope.hw.timer import time_calls
 INT8 = "int8"
 """The name of the rate of integer products: multiplications and additions a second, counted as flops are."""
 _SCHEMA = 1
+Call = Callable[[int], object]
+_SMALL = 256  # rows and columns of a product that is quick whoever multiplies
 _CACHED = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2, 4)  # buffers, in last-level caches
 
 
@@ -45,10 +48,13 @@ class Ceilings:
 
         `held` is how much is read between two visits to the same byte: little enough, and a cache keeps it.
         """
-        rate = self.matmul_flops_per_s.get(dtype) or max(
-            rate for name, rate in self.matmul_flops_per_s.items() if name != INT8
-        )
-        return max(bytes_moved / self.read_rate(held), flops / rate)
+        return max(bytes_moved / self.read_rate(held), flops / self.rate(dtype))
+
+    def rate(self, dtype: str) -> float:
+        """Operations a second of products in `dtype`: no fewer than in fp32, which anything can be widened to."""
+        rates = self.matmul_flops_per_s
+        widest = max(rate for name, rate in rates.items() if name != INT8)
+        return max(rates.get(dtype, widest), rates.get("fp32", 0.0))
 
     def read_rate(self, held: float = math.inf) -> float:
         """Bytes per second of what is read over and over, `held` bytes of it; between two measured sizes, linear."""
@@ -110,28 +116,43 @@ def measure(device: Device, *, budget_s: float = 2.0) -> Ceilings:
     size = 8192 if on_gpu else 1024
     for dtype in ("fp32", "fp16", "bf16") if on_gpu else ("fp32", "bf16"):
         kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-        a = torch.randn(size, size, device=device.torch_name).to(kind)
-        b = torch.randn(size, size, device=device.torch_name).to(kind)
-        multiply = functools.partial(_multiply, a, b, torch.empty_like(a))
-        timing = time_calls(multiply, device, samples=9, budget_s=budget_s)
-        rates[dtype] = 2.0 * size**3 / min(timing.samples)
-        spread[f"matmul_{dtype}"] = timing.spread / timing.median
+        product = functools.partial(_product, kind, device)
+        rates[dtype], spread[f"matmul_{dtype}"] = _rate(product, size, device, budget_s)
     cached = dict[str, float]()
     if not on_gpu:
-        rates[INT8], spread[f"matmul_{INT8}"] = _integer_rate(device, budget_s)
+        rates[INT8], spread[f"matmul_{INT8}"] = _rate(_integer_product, 2048, device, budget_s)
         cached = _cache_rates(device, source, budget_s)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Ceilings(read, rates, spread, torch.get_num_threads(), stamp, cached)
 
 
-def _integer_rate(device: Device, budget_s: float) -> tuple[float, float]:
-    """Operations a second of an integer matrix product (VNNI, where the CPU has it), and the spread."""
+def _rate(product: Callable[[int], Call], size: int, device: Device, budget_s: float) -> tuple[float, float]:
+    """Operations a second of a square product, and the spread.
+
+    On CPUs without instructions for a dtype torch multiplies it number by number. Where one product of that size would
+    take longer than all may take, a small one says enough.
+    """
+    timing = time_calls(product(_SMALL), device, samples=3)
+    if min(timing.samples) * (size / _SMALL) ** 3 > budget_s:
+        size = _SMALL
+    else:
+        timing = time_calls(product(size), device, samples=9, budget_s=budget_s)
+    return 2.0 * size**3 / min(timing.samples), timing.spread / timing.median
+
+
+def _product(kind: Any, device: Device, size: int) -> Call:
     import torch
 
-    size = 2048
+    a, b = (torch.randn(size, size, device=device.torch_name).to(kind) for _ in range(2))
+    return functools.partial(_multiply, a, b, torch.empty_like(a))
+
+
+def _integer_product(size: int) -> Call:
+    """With VNNI, where the CPU has it."""
+    import torch
+
     a, b = (torch.randint(-127, 128, (size, size), dtype=torch.int8) for _ in range(2))
-    timing = time_calls(lambda _: torch._int_mm(a, b), device, samples=9, budget_s=budget_s)
-    return 2.0 * size**3 / min(timing.samples), timing.spread / timing.median
+    return lambda _: torch._int_mm(a, b)
 
 
 def _cache_rates(device: Device, source: Any, budget_s: float) -> dict[str, float]:

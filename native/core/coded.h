@@ -194,6 +194,31 @@ ALLOTROPE_INLINE void piece(const char* weights, int64_t stride, const int8_t* x
     }
 }
 
+#if defined(ALLOTROPE_PAIRS)
+// The same over so many pieces that their products still fit into 16 bits, pair by pair.
+template <class Form, int kRows, int kPanels>
+ALLOTROPE_INLINE void pieces_in_pairs(const char* weights, int64_t stride, const int8_t* x, Ahead& ahead,
+                                      N (&sums)[kRows][kPanels]) {
+    N pairs[kRows][kPanels] = {};
+    _Pragma("GCC unroll 1") for (int i = 0; i < kPairs / Form::kQuads; ++i) {
+        if (kRows < kTall) ahead.fetch<kPanels>(64);
+        N quads[kPanels][Form::kQuads];
+        ALLOTROPE_UNROLL(c, kPanels) Form::split(load_whole(weights + c * stride), quads[c]);
+        ALLOTROPE_UNROLL(q, Form::kQuads) {
+            ALLOTROPE_UNROLL(r, kRows) {
+                const N given = given_quad(x + (q * kRows + r) * 4);
+                ALLOTROPE_UNROLL(c, kPanels) ALLOTROPE_PARTS(p)
+                    pairs[r][c].at[p] = add_pairs(pairs[r][c].at[p], quads[c][q].at[p], given.at[p]);
+            }
+        }
+        weights += 64;
+        x += Form::kQuads * kRows * 4;
+    }
+    ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) ALLOTROPE_PARTS(p)
+        sums[r][c].at[p] += sum_of_pairs(pairs[r][c].at[p]);
+}
+#endif
+
 // sums [kRows][kPanels] += code products over `count` pieces. A sum waits for the one before it, so few of them are each
 // summed in two halves: integers do not mind.
 template <class Form, int kRows, int kPanels>
@@ -201,9 +226,17 @@ ALLOTROPE_INLINE void dots(const char* weights, int64_t stride, const int8_t* x,
                            N (&sums)[kRows][kPanels]) {
     constexpr int kSums = kRows * kPanels < 4 ? 2 : 1, kStep = kSums > Form::kQuads ? 2 : 1;
     constexpr int64_t kWidth = Form::kQuads * kRows * 4;
+    int64_t at = 0;
+#if defined(ALLOTROPE_PAIRS)
+    if constexpr (Form::kSmall)
+        for (constexpr int kTogether = kPairs / Form::kQuads; at + kTogether <= count; at += kTogether) {
+            pieces_in_pairs<Form, kRows, kPanels>(weights, stride, x, ahead, sums);
+            weights += 64 * kTogether;
+            x += kWidth * kTogether;
+        }
+#endif
     N parts[kSums][kRows][kPanels] = {};
     ALLOTROPE_UNROLL(r, kRows) ALLOTROPE_UNROLL(c, kPanels) parts[0][r][c] = sums[r][c];
-    int64_t at = 0;
     for (; at + kStep <= count; at += kStep) {
         ALLOTROPE_UNROLL(i, kStep) {
             if (kRows < kTall) ahead.fetch<kPanels>(64);

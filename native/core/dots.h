@@ -79,9 +79,33 @@ ALLOTROPE_INLINE I dot_small(I sums, I weights, I given) { return dot(sums, weig
 
 #endif
 
+// Products of weights up to 15 as pairs of 16 bits: 15 · 127 fits eight times twice, so `kPairs` of them are added up
+// before they become sums of 32.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#define ALLOTROPE_PAIRS
+constexpr int kPairs = 8;
+
+#if defined(__AVX512BW__)
+ALLOTROPE_INLINE I add_pairs(I pairs, I weights, I given) {
+    I found = (I)_mm512_add_epi16((__m512i)pairs, _mm512_maddubs_epi16((__m512i)weights, (__m512i)given));
+    __asm__("" : "+v"(found));  // one after the other: as a tree they would not fit into the registers
+    return found;
+}
+ALLOTROPE_INLINE I sum_of_pairs(I pairs) { return (I)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1)); }
+#else
+ALLOTROPE_INLINE I add_pairs(I pairs, I weights, I given) {
+    I found = (I)_mm256_add_epi16((__m256i)pairs, _mm256_maddubs_epi16((__m256i)weights, (__m256i)given));
+    __asm__("" : "+x"(found));
+    return found;
+}
+ALLOTROPE_INLINE I sum_of_pairs(I pairs) { return (I)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)); }
+#endif
+#endif
+
 // How weights lie in quads, and as what `dot` gets them. A quad's inputs are kQuads times four.
 struct Bytes {
     static constexpr int kQuads = 1, kZero = kOffset;  // a code of zero as `dot` gets it
+    static constexpr bool kSmall = false;              // as `dot_small` wants it
     static ALLOTROPE_INLINE void split(const N& raw, N (&quads)[kQuads]) { quads[0] = unsigned_codes(raw); }
     static ALLOTROPE_INLINE I product(I sums, I weights, I given) { return dot(sums, weights, given); }
 };
@@ -90,6 +114,7 @@ struct Bytes {
 template <bool kSigned>
 struct Nibbles {
     static constexpr int kQuads = 2, kZero = kSigned ? 8 : 0;
+    static constexpr bool kSmall = true;
     static ALLOTROPE_INLINE void split(const N& raw, N (&quads)[kQuads]) {
         constexpr int32_t sign = kSigned ? 0x08080808 : 0;
         ALLOTROPE_PARTS(i) {

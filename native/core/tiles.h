@@ -18,7 +18,7 @@ constexpr int kTallGroups = 6;         // of codes in groups, where there are su
 constexpr int kFlat = 4;               // panels of a tile of few rows
 #elif defined(__AVX2__)
 constexpr int kTall = 6, kBroad = 1;  // 12 of 16
-constexpr int kTallGroups = 3;
+constexpr int kTallGroups = 4;        // sums of pairs, while totals wait on the stack
 constexpr int kFlat = 2;
 #elif defined(__aarch64__)
 constexpr int kTall = 5, kBroad = 1;  // 20 of 32
