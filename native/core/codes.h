@@ -148,7 +148,7 @@ void panels_of_codes(const Product& product, const Coded& coded, int64_t first, 
 
 template <class Form, bool kGrouped>
 void multiply_codes(const Product& product, Team& team) {
-    constexpr int kTop = kGrouped ? kTallGroups : kTall;
+    constexpr int kTop = kGrouped ? kTallGroups : kTallCodes;
     const int64_t rows = product.finish.out.rows, chunk_rows = rows <= kTall ? up(rows, kTop) : chunk_of(rows, kTop);
     const Share mine(product.panels(), team);
     for (int64_t first = 0; first < rows; first += chunk_rows) {
@@ -171,7 +171,7 @@ ALLOTROPE_INLINE int64_t most_stretches(int64_t inputs, int64_t groups) {
     return groups > 1 ? groups : (inputs + kStretch - 1) / kStretch;
 }
 
-// `Sizing` of these products, by rows, inputs and groups. Rows filled up to kTall and kTallGroups hold the lower tiles, too.
+// `Sizing` of these products, by rows, inputs and groups. Rows filled up to kTall and kTallGroups hold all tiles.
 template <class Form>
 int64_t codes_workspace(const int64_t* sizes, int threads) {
     const int64_t rows = sizes[0], inputs = up(sizes[1], 4 * Form::kQuads);

@@ -13,7 +13,7 @@
 
 namespace allotrope::ALLOTROPE_ISA {
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_DOTPROD) || (defined(__AVX2__) && !defined(__AVX512BW__))
 constexpr int kOffset = 0;  // both are signed there; a code of four bits and no sign is a signed byte as well
 #else
 constexpr int kOffset = 128;
@@ -51,11 +51,10 @@ ALLOTROPE_INLINE I dot_small(I sums, I weights, I given) {
 
 #elif defined(__AVX2__)
 
+// The weight's sign goes to the activation, which is no less than −127: 2 · 128 · 127 fits into 16 bits.
 ALLOTROPE_INLINE I dot(I sums, I weights, I given) {
-    const __m256i w = (__m256i)weights, x = (__m256i)given;
-    const __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(w, 8);
-    const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), high = _mm256_srai_epi16(x, 8);
-    return sums + (I)_mm256_madd_epi16(even, low) + (I)_mm256_madd_epi16(odd, high);
+    const __m256i w = (__m256i)weights, x = _mm256_sign_epi8((__m256i)given, w);
+    return sums + (I)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), x), _mm256_set1_epi16(1));
 }
 ALLOTROPE_INLINE I dot_small(I sums, I weights, I given) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)weights, (__m256i)given);

@@ -14,18 +14,20 @@ constexpr int64_t kBlock = 256;  // inputs that are summed by themselves where t
 
 #if defined(__AVX512F__)
 constexpr int kTall = 12, kBroad = 2;  // rows of the tallest tile, and its panels: 24 of 32 registers hold sums
+constexpr int kTallCodes = kTall;     // of codes
 constexpr int kTallGroups = 6;         // of codes in groups, where there are sums of integers beside those of fp32
 constexpr int kFlat = 4;               // panels of a tile of few rows
 #elif defined(__AVX2__)
 constexpr int kTall = 6, kBroad = 1;  // 12 of 16
+constexpr int kTallCodes = 4;         // weights lie beside their absolute values
 constexpr int kTallGroups = 4;        // sums of pairs, while totals wait on the stack
 constexpr int kFlat = 2;
 #elif defined(__aarch64__)
 constexpr int kTall = 5, kBroad = 1;  // 20 of 32
-constexpr int kTallGroups = 3;
+constexpr int kTallCodes = kTall, kTallGroups = 3;
 constexpr int kFlat = 2;
 #else
-constexpr int kTall = 2, kBroad = 1, kTallGroups = 2;
+constexpr int kTall = 2, kBroad = 1, kTallCodes = 2, kTallGroups = 2;
 constexpr int kFlat = 1;
 #endif
 
