@@ -153,6 +153,26 @@ def test_who_comes_or_leaves_between_launches(tokenizer: Tokenizer) -> None:
     assert [comparable(one).outputs for one in (first, second)] == [one.outputs for one in expected]
 
 
+@pytest.mark.parametrize("patience", PATIENCE.values(), ids=PATIENCE)
+def test_a_full_house_repeats_until_a_seat_is_free(tokenizer: Tokenizer, patience: Callable[[int], int]) -> None:
+    """Whoever waits for a seat loses nothing: it is taken in the step after the one that freed it."""
+    device = Device(can_repeat=True, ready=lambda number: True, patience=patience)
+    loop = loop_over(device, tokenizer, max_num_seqs=2)
+    lengths = [12, 30, 9, 21, 14]
+    asked = [([5 + i] * (3 + i), replace(DRAWN, max_tokens=length, seed=i)) for i, length in enumerate(lengths)]
+    generations = submitted(loop, asked, 1.0)
+    crowded = 0
+    while not all(generation.ended for generation in generations):
+        waiting, before = len(loop.scheduler.waiting), len(device.steps)
+        loop.step()
+        crowded += sum(step.repeats > 1 and waiting > 0 for step in device.steps[before:])
+    assert crowded > 1
+    assert finish(loop, generations) == alone(tokenizer, asked)
+    single = loop_over(Device(ready=lambda number: True), tokenizer, max_num_seqs=2)
+    finish(single, submitted(single, asked, 0.0))
+    assert loop.metrics()["steps"] <= single.metrics()["steps"]
+
+
 @pytest.mark.parametrize("pages", range(11, 22, 2))
 def test_whoever_gave_way_goes_on_from_what_the_cache_still_has(tokenizer: Tokenizer, pages: int) -> None:
     """What is left of its tokens is computed like a prompt, which is not repeated, though it lies behind the prompt."""

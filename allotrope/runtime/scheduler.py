@@ -313,8 +313,11 @@ class Scheduler:
         draft.add(request, 1)
 
     def _repeatable(self, draft: Draft) -> bool:
-        """Whether nobody but the rows of this step would have a part in the next, and each feeds on its own token."""
-        if self._flight or self.waiting or draft.prompts or draft.copies:
+        """Whether nobody but the rows of this step would have a part in the next, and each feeds on its own token.
+
+        Whoever waits for a seat gets none before somebody has ended, which ends the repeating, too.
+        """
+        if self._flight or draft.prompts or draft.copies or (self.waiting and self._holdings.free_slots):
             return False
         if not len(draft.requests) == len(self.running) == len(draft.tokens):
             return False  # somebody is left out, or computes again what it had before it gave way
