@@ -96,16 +96,17 @@ struct Sums {
 // Of a block of turned keys and queries: the sum over what lanes `lane`, `lane + kStep`, … of a key would hold, added up by
 // halves as `sum` adds a vector's.
 template <int kStep, int kCount>
-ALLOTROPE_INLINE Sums<kCount> products_of(const float* queries, const float* keys, int64_t padded, int64_t lane) {
+ALLOTROPE_INLINE Sums<kCount> products_of(const float* queries, const float* keys, const Shape& shape, int64_t lane) {
     Sums<kCount> found{};
     if constexpr (kStep == kLanes) {
-        for (int64_t at = lane; at < padded; at += kLanes) {
+        const int64_t padded = shape.padded;
+        for (int64_t at = lane; at < shape.head_dim; at += kLanes) {
             const F key = load(keys + at * kLanes);
             for (int i = 0; i < kCount; ++i) found.at[i] = fma(splat(queries[i * padded + at]), key, found.at[i]);
         }
     } else {
-        found = products_of<2 * kStep, kCount>(queries, keys, padded, lane);
-        const Sums<kCount> others = products_of<2 * kStep, kCount>(queries, keys, padded, lane + kStep);
+        found = products_of<2 * kStep, kCount>(queries, keys, shape, lane);
+        const Sums<kCount> others = products_of<2 * kStep, kCount>(queries, keys, shape, lane + kStep);
         for (int i = 0; i < kCount; ++i) found.at[i] += others.at[i];
     }
     return found;
@@ -117,7 +118,7 @@ void score_turned(const Scratch& scratch, const Shape& shape, int64_t query, int
     const float* queries = scratch.queries + query * shape.padded;
     for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
         const F steps = load(scratch.steps + block);
-        const auto found = products_of<1, kCount>(queries, scratch.turned + block * shape.padded, shape.padded, 0);
+        const auto found = products_of<1, kCount>(queries, scratch.turned + block * shape.padded, shape, 0);
         for (int i = 0; i < kCount; ++i) store(scratch.scores + (query + i) * kKeys + block, found.at[i] * steps);
     }
 }

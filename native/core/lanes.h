@@ -276,6 +276,23 @@ inline float largest(F value) {
     return larger_of(two, Four{two[1], two[0], two[3], two[2]})[0];
 }
 
+// The largest lane of a vector without NaNs.
+inline float top(F value) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m512 whole = (__m512)value;
+    const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+#else
+    const __m256 half = (__m256)value;
+#endif
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
+    return largest(value);
+#endif
+}
+
 // Calls whole(at) for each vector of [begin, end), and rest(at, count) for what is left at its end.
 template <class Whole, class Rest>
 inline void over(int64_t begin, int64_t end, Whole whole, Rest rest) {

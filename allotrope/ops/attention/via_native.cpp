@@ -69,27 +69,32 @@ void soften(float* scores, int64_t begin, int64_t end, Part part) {
     over(
         begin, end, [&](int64_t at) { tops = max(load(scores + at), tops); },
         [&](int64_t at, int64_t left) { tops = max(keep(load_some(scores + at, left), left, kLeast), tops); });
-    const float top = largest(tops);
+    const float largest = top(tops);
     F totals{};
     over(
         begin, end,
         [&](int64_t at) {
-            const F weight = exp(load(scores + at) - top);
+            const F weight = exp_below(load(scores + at) - largest);
             totals += weight;
             store(scores + at, weight);
         },
         [&](int64_t at, int64_t left) {
-            const F weight = exp(load_some(scores + at, left) - top);
+            const F weight = exp_below(load_some(scores + at, left) - largest);
             totals += keep(weight, left);
             store_some(scores + at, weight, left);
         });
-    part.top() = top;
+    part.top() = largest;
     part.total() = sum(totals);
+}
+
+// `memset` and `memcpy` of so few numbers would be calls.
+void clear(float* at, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLanes) store(at + i, F{});
 }
 
 void merge(Part into, Part from, const Shape& shape, bool first) {
     if (first) {
-        std::memcpy(into.at, from.at, 4 * Part::size(shape.padded));
+        for (int64_t at = 0; at < Part::size(shape.padded); at += kLanes) store(into.at + at, load(from.at + at));
         return;
     }
     const float top = from.top() > into.top() ? from.top() : into.top();
@@ -120,18 +125,20 @@ void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_
         score<kForm, kCount>(scratch, shape, tile, query, lowest, highest);
     for (int i = 0; i < kCount; ++i) {
         float* part = parts + i * step;
-        std::memset(part, 0, 4 * step);
+        clear(part, step);
         float* scores = scratch.scores + (query + i) * kKeys;
         if (begins[i] < ends[i]) soften(scores, begins[i], ends[i], Part{part});
         if (is_scaled(shape.form))
             for (int64_t key = begins[i]; key < ends[i]; ++key) scores[key] *= scratch.value_scales[key];
     }
     // What not all of them see is added for each by itself: weight 0 would not keep a NaN out.
-    for (int i = 0; i < kCount; ++i)
-        weigh<kForm, 1>(scratch, shape, query + i, parts + i * step, begins[i], smaller(joint_begin, ends[i]));
+    if (lowest < joint_begin)
+        for (int i = 0; i < kCount; ++i)
+            weigh<kForm, 1>(scratch, shape, query + i, parts + i * step, begins[i], smaller(joint_begin, ends[i]));
     weigh<kForm, kCount>(scratch, shape, query, parts, joint_begin, joint_end);
-    for (int i = 0; i < kCount; ++i)
-        weigh<kForm, 1>(scratch, shape, query + i, parts + i * step, larger(joint_end, begins[i]), ends[i]);
+    if (joint_end < highest)
+        for (int i = 0; i < kCount; ++i)
+            weigh<kForm, 1>(scratch, shape, query + i, parts + i * step, larger(joint_end, begins[i]), ends[i]);
 }
 
 template <int kForm, bool kTurned>
@@ -186,8 +193,10 @@ void split_of_form(Scratch& scratch, const Shape& shape, const Tile& tile, const
 void take_queries(Scratch& scratch, const Shape& shape, const Tile& tile, const View& q) {
     for (int64_t i = 0; i < tile.count(); ++i) {
         float* to = scratch.queries + i * shape.padded;
-        std::memcpy(to, q.row<float>(tile.row(i, shape)) + tile.column(i, shape), 4 * shape.head_dim);
-        std::memset(to + shape.head_dim, 0, 4 * (shape.padded - shape.head_dim));
+        const float* from = q.row<float>(tile.row(i, shape)) + tile.column(i, shape);
+        over(
+            0, shape.head_dim, [&](int64_t at) { store(to + at, load(from + at)); },
+            [&](int64_t at, int64_t left) { store(to + at, load_some(from + at, left)); });
     }
 }
 
@@ -228,8 +237,13 @@ void attention(const Args& args, Team& team) {
         for_tiles(args, shape, [&](int64_t number, const Tile& tile) {
             if (number % team.count != team.index) return;
             take_queries(scratch, shape, tile, q);
-            std::memset(scratch.state, 0, 4 * tile.count() * step);  // who sees no finite score gets 0 / 0
             const int64_t first = tile.first_split(shape), count = tile.splits(shape);
+            if (count == 1) {  // nothing is to be merged
+                split_of_form(scratch, shape, tile, args, first, scratch.parts);
+                for (int64_t i = 0; i < tile.count(); ++i) give(out, shape, tile, i, Part{scratch.parts + i * step});
+                return;
+            }
+            std::memset(scratch.state, 0, 4 * tile.count() * step);  // who sees no finite score gets 0 / 0
             bool fresh[kTile];
             std::memset(fresh, 1, sizeof fresh);
             for (int64_t split = first; split < first + count; ++split) {
