@@ -106,20 +106,26 @@ ALLOTROPE_INLINE Sums<kCount> products_of(const float* queries, const float* key
         }
     } else {
         found = products_of<2 * kStep, kCount>(queries, keys, shape, lane);
+        if (lane + kStep >= shape.head_dim) return found;  // beyond it there are zeros
         const Sums<kCount> others = products_of<2 * kStep, kCount>(queries, keys, shape, lane + kStep);
         for (int i = 0; i < kCount; ++i) found.at[i] += others.at[i];
     }
     return found;
 }
 
-// What `score` gives, by turned keys; beside keys [begin, end) there may be others' scores, to whole blocks.
+// What `score` gives, by turned keys; beside keys [begin, end) there may be others' scores, to whole blocks. As many queries
+// are taken at a time as have room for all halves of their sums in the registers.
 template <int kCount>
 void score_turned(const Scratch& scratch, const Shape& shape, int64_t query, int64_t begin, int64_t end) {
-    const float* queries = scratch.queries + query * shape.padded;
+    constexpr int kTogether = kCount < 4 ? kCount : kLanes == 16 ? 4 : 2;
     for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
         const F steps = load(scratch.steps + block);
-        const auto found = products_of<1, kCount>(queries, scratch.turned + block * shape.padded, shape, 0);
-        for (int i = 0; i < kCount; ++i) store(scratch.scores + (query + i) * kKeys + block, found.at[i] * steps);
+        const float* keys = scratch.turned + block * shape.padded;
+        for (int64_t first = query; first < query + kCount; first += kTogether) {
+            const auto found = products_of<1, kTogether>(scratch.queries + first * shape.padded, keys, shape, 0);
+            for (int i = 0; i < kTogether; ++i)
+                store(scratch.scores + (first + i) * kKeys + block, found.at[i] * steps);
+        }
     }
 }
 

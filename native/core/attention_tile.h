@@ -49,6 +49,7 @@ struct Scratch {
     float* turned;   // keys, [kKeys / kLanes][padded][kLanes]
     float* steps;    // [kKeys]: what a key's products are scaled by
     float* widened;  // values, [kKeys][padded]
+    int64_t ends[kTile];  // of what each query sees: a division for each is worth keeping
     const char* keys[kKeys];
     const char* values[kKeys];
     int64_t column;             // of the head's values in their rows
@@ -79,9 +80,18 @@ struct Tile {
     }
     int64_t count() const { return to - from; }
     int64_t end(int64_t query, const Shape& shape) const { return position(query, shape) + 1; }
-    int64_t begin(int64_t query, const Shape& shape) const {
-        const int64_t last = end(query, shape);
-        return shape.window && last > shape.window ? last - shape.window : 0;
+    int64_t begin(int64_t query, const Shape& shape) const { return begin_of(end(query, shape), shape); }
+    static int64_t begin_of(int64_t end, const Shape& shape) {
+        return shape.window && end > shape.window ? end - shape.window : 0;
+    }
+    // Calls body(query, row, column) for each, as `row` and `column` would find them one by one.
+    template <class Body>
+    void for_queries(const Shape& shape, Body body) const {
+        int64_t at = row(0, shape), head = from % shape.group;
+        for (int64_t i = 0; i < count(); ++i) {
+            body(i, at, (kv_head * shape.group + head) * shape.head_dim);
+            if (++head == shape.group) head = 0, ++at;
+        }
     }
     int64_t first_split(const Shape& shape) const { return begin(0, shape) / kKeys; }
     int64_t splits(const Shape& shape) const {

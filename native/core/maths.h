@@ -34,25 +34,25 @@ inline F exp(F x) {
     return found;
 }
 
-// e^x for x ≤ 0, which needs fewer steps. What would have no whole mantissa is 0.
-inline F exp_below(F x) {
-#if defined(__AVX512F__)
-    return exp(x);
-#else
-    const F shift = splat(12582912.0f), bound = max(splat(-87.0f), x);
-    const F shifted = fma(bound, splat(1.44269504f), shift), n = shifted - shift;
-    F r = fma(n, splat(-0.693359375f), bound);
-    r = fma(n, splat(2.12194440e-4f), r);
-    F sum = splat(1.0f / 5040);
-    sum = fma(sum, r, splat(1.0f / 720));
-    sum = fma(sum, r, splat(1.0f / 120));
-    sum = fma(sum, r, splat(1.0f / 24));
-    sum = fma(sum, r, splat(1.0f / 6));
-    sum = fma(sum, r, splat(0.5f));
-    sum = fma(sum * r, r, r) + 1.0f;
-    const F found = sum * (F)(((I)shifted + 127) << 23);  // the low bits of `shifted` are n
-    return x < -87.0f ? F{} : found;
-#endif
+// e^x for x ≤ 0, which needs fewer steps; what would have no whole mantissa is 0. Of several vectors at once, step by step:
+// each step waits for the one before it, and a machine holds only so many that wait.
+template <int kCount>
+ALLOTROPE_INLINE void exp_below(F (&x)[kCount]) {
+    const F shift = splat(12582912.0f);
+    F bound[kCount], shifted[kCount], r[kCount], sum[kCount];
+    for (int i = 0; i < kCount; ++i) bound[i] = max(splat(-87.0f), x[i]);
+    for (int i = 0; i < kCount; ++i) shifted[i] = fma(bound[i], splat(1.44269504f), shift);
+    for (int i = 0; i < kCount; ++i) r[i] = fma(shifted[i] - shift, splat(-0.693359375f), bound[i]);
+    for (int i = 0; i < kCount; ++i) r[i] = fma(shifted[i] - shift, splat(2.12194440e-4f), r[i]);
+    for (int i = 0; i < kCount; ++i) sum[i] = fma(splat(1.0f / 5040), r[i], splat(1.0f / 720));
+    constexpr float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
+    for (const float term : terms)
+        for (int i = 0; i < kCount; ++i) sum[i] = fma(sum[i], r[i], splat(term));
+    for (int i = 0; i < kCount; ++i) sum[i] = fma(sum[i] * r[i], r[i], r[i]) + 1.0f;
+    for (int i = 0; i < kCount; ++i) {
+        const F found = sum[i] * (F)(((I)shifted[i] + 127) << 23);  // the low bits of `shifted` are the power of two
+        x[i] = x[i] < -87.0f ? F{} : found;
+    }
 }
 
 // 1 / (1 + e^−x)

@@ -64,24 +64,38 @@ void weigh(const Scratch& scratch, const Shape& shape, int64_t query, float* par
 }
 
 // Scores become weights e^(score − m); m and l of the query's part.
-void soften(float* scores, int64_t begin, int64_t end, Part part) {
+ALLOTROPE_INLINE void soften(float* scores, int64_t begin, int64_t end, Part part) {
     F tops = splat(kLeast);
     over(
         begin, end, [&](int64_t at) { tops = max(load(scores + at), tops); },
         [&](int64_t at, int64_t left) { tops = max(keep(load_some(scores + at, left), left, kLeast), tops); });
     const float largest = top(tops);
     F totals{};
+    const auto weights = [&]<int kCount>(F (&held)[kCount]) {
+        for (int i = 0; i < kCount; ++i) held[i] -= largest;
+        exp_below(held);
+    };
+    constexpr int kTogether = 4;
+    for (; begin + kTogether * kLanes <= end; begin += kTogether * kLanes) {
+        F held[kTogether];
+        for (int i = 0; i < kTogether; ++i) held[i] = load(scores + begin + i * kLanes);
+        weights(held);
+        for (int i = 0; i < kTogether; ++i) store(scores + begin + i * kLanes, held[i]);
+        for (int i = 0; i < kTogether; ++i) totals += held[i];
+    }
     over(
         begin, end,
         [&](int64_t at) {
-            const F weight = exp_below(load(scores + at) - largest);
-            totals += weight;
-            store(scores + at, weight);
+            F held[] = {load(scores + at)};
+            weights(held);
+            totals += held[0];
+            store(scores + at, held[0]);
         },
         [&](int64_t at, int64_t left) {
-            const F weight = exp_below(load_some(scores + at, left) - largest);
-            totals += keep(weight, left);
-            store_some(scores + at, weight, left);
+            F held[] = {load_some(scores + at, left)};
+            weights(held);
+            totals += keep(held[0], left);
+            store_some(scores + at, held[0], left);
         });
     part.top() = largest;
     part.total() = sum(totals);
@@ -111,8 +125,9 @@ void some_queries(Scratch& scratch, const Shape& shape, const Tile& tile, int64_
     const int64_t base = split * kKeys, step = Part::size(shape.padded);
     int64_t begins[kCount], ends[kCount], lowest = kKeys, highest = 0, joint_begin = 0, joint_end = kKeys;
     for (int i = 0; i < kCount; ++i) {
-        begins[i] = smaller(larger(tile.begin(query + i, shape) - base, 0), kKeys);
-        ends[i] = larger(smaller(tile.end(query + i, shape) - base, kKeys), begins[i]);
+        const int64_t end = scratch.ends[query + i];
+        begins[i] = smaller(larger(Tile::begin_of(end, shape) - base, 0), kKeys);
+        ends[i] = larger(smaller(end - base, kKeys), begins[i]);
         lowest = smaller(lowest, begins[i]);
         highest = larger(highest, ends[i]);
         joint_begin = larger(joint_begin, begins[i]);
@@ -191,21 +206,29 @@ void split_of_form(Scratch& scratch, const Shape& shape, const Tile& tile, const
 }
 
 void take_queries(Scratch& scratch, const Shape& shape, const Tile& tile, const View& q) {
-    for (int64_t i = 0; i < tile.count(); ++i) {
+    tile.for_queries(shape, [&](int64_t i, int64_t row, int64_t column) {
+        const float* from = q.row<float>(row) + column;
         float* to = scratch.queries + i * shape.padded;
-        const float* from = q.row<float>(tile.row(i, shape)) + tile.column(i, shape);
         over(
             0, shape.head_dim, [&](int64_t at) { store(to + at, load(from + at)); },
             [&](int64_t at, int64_t left) { store(to + at, load_some(from + at, left)); });
-    }
+        scratch.ends[i] = tile.first_position + (row - tile.first_row) + 1;
+    });
 }
 
-void give(const View& out, const Shape& shape, const Tile& tile, int64_t query, Part state) {
-    float* to = out.row<float>(tile.row(query, shape)) + tile.column(query, shape);
+void give(float* to, const Shape& shape, Part state) {
     const F total = splat(state.total());
     over(
         0, shape.head_dim, [&](int64_t at) { store(to + at, load(state.values() + at) / total); },
         [&](int64_t at, int64_t left) { store_some(to + at, load(state.values() + at) / total, left); });
+}
+
+// All queries' results, whose states lie one after the other.
+void give_all(const View& out, const Shape& shape, const Tile& tile, float* states) {
+    const int64_t step = Part::size(shape.padded);
+    tile.for_queries(shape, [&](int64_t i, int64_t row, int64_t column) {
+        give(out.row<float>(row) + column, shape, Part{states + i * step});
+    });
 }
 
 // Calls body(number, tile) for every tile of the step.
@@ -240,7 +263,7 @@ void attention(const Args& args, Team& team) {
             const int64_t first = tile.first_split(shape), count = tile.splits(shape);
             if (count == 1) {  // nothing is to be merged
                 split_of_form(scratch, shape, tile, args, first, scratch.parts);
-                for (int64_t i = 0; i < tile.count(); ++i) give(out, shape, tile, i, Part{scratch.parts + i * step});
+                give_all(out, shape, tile, scratch.parts);
                 return;
             }
             std::memset(scratch.state, 0, 4 * tile.count() * step);  // who sees no finite score gets 0 / 0
@@ -255,7 +278,7 @@ void attention(const Args& args, Team& team) {
                     fresh[i] = false;
                 }
             }
-            for (int64_t i = 0; i < tile.count(); ++i) give(out, shape, tile, i, Part{scratch.state + i * step});
+            give_all(out, shape, tile, scratch.state);
         });
         return;
     }
@@ -285,7 +308,7 @@ void attention(const Args& args, Team& team) {
                 merge(Part{scratch.state}, part, shape, fresh);
                 fresh = false;
             }
-            give(out, shape, tile, i, Part{scratch.state});
+            give(out.row<float>(tile.row(i, shape)) + tile.column(i, shape), shape, Part{scratch.state});
         }
         first += count * tile.count();
     });
