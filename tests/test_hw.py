@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -137,6 +139,34 @@ def test_doctor_says_what_the_native_core_computes_by(
         assert found["native"]["why"] == core.why and f"native    {words}" in captured.err
         assert {one["name"]: one["why_not"] or "" for one in found["native"]["isas"]} == core.lacking
         assert all(f"not {name}: {lacks}" in captured.err for name, lacks in core.lacking.items() if lacks)
+
+
+def test_doctor_says_which_rates_count_for_nothing(cpu: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    peaks.keep(cpu, peaks.Ceilings(1e10, {"fp32": 1e11, "bf16": 1e9, "int8": 2e11}, {}, 1, "now"))
+    assert cli.main(["doctor", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "bf16 matrix product 1 GFLOP/s; limits take fp32's, which is faster" in printed
+    assert "int8 matrix product 200 GOP/s\n" in printed
+
+
+def test_a_rate_that_would_take_too_long_is_taken_from_a_small_product(cpu: Device) -> None:
+    """On a CPU alone: on a GPU a small product is little but its launch."""
+    sizes: list[int] = []
+
+    def product(size: int) -> peaks.Product:
+        sizes.append(size)
+        return lambda _: time.sleep(0.001 if size < 1000 else 0)
+
+    rate, _ = peaks._rate(product, 2048, cpu, 0.1)
+    assert sizes == [256] and 1e9 < rate < 2 * 256**3 / 0.001
+    sizes.clear()
+    peaks._rate(product, 2048, cpu, 2.0)
+    assert sizes == [256, 2048]
+    sizes.clear()
+    gpu = replace(cpu, kind="cuda")
+    with contextlib.suppress(Exception):  # whose clock needs one
+        peaks._rate(product, 2048, gpu, 0.1)
+    assert sizes == [2048]
 
 
 def test_doctor_clears_what_it_kept(cpu: Device, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,7 @@ def test_a_full_house_repeats_until_a_seat_is_free(tokenizer: Tokenizer, patienc
     loop = loop_over(device, tokenizer, max_num_seqs=2)
     lengths = [12, 30, 9, 21, 14]
     asked = [([5 + i] * (3 + i), replace(DRAWN, max_tokens=length, seed=i)) for i, length in enumerate(lengths)]
+    asked.insert(1, ([10] * 2, replace(PLAIN, temperature=2.0, seed=9, stop_token_ids=range(3, 60))))
     generations = submitted(loop, asked, 1.0)
     crowded = 0
     while not all(generation.ended for generation in generations):
@@ -171,6 +172,21 @@ def test_a_full_house_repeats_until_a_seat_is_free(tokenizer: Tokenizer, patienc
     single = loop_over(Device(ready=lambda number: True), tokenizer, max_num_seqs=2)
     finish(single, submitted(single, asked, 0.0))
     assert loop.metrics()["steps"] <= single.metrics()["steps"]
+
+
+def test_a_seat_that_is_given_up_is_taken(tokenizer: Tokenizer) -> None:
+    """By the next launch after a cancellation, in the middle of what repeats."""
+    device = Device(can_repeat=True, ready=lambda number: True, patience=lambda number: 3)
+    loop = loop_over(device, tokenizer, max_num_seqs=2)
+    asked = [([5 + i] * 3, replace(DRAWN, max_tokens=30, seed=i)) for i in range(3)]
+    first, second, third = submitted(loop, asked, 1.0)
+    loop.step(), loop.step()
+    assert device.steps[-1].repeats > 1 and third.request.slot < 0
+    loop.cancel(second)
+    loop.step()
+    assert third.request.slot >= 0
+    expected = alone(tokenizer, asked)
+    assert [one.outputs for one in finish(loop, [first, third])] == [expected[0].outputs, expected[2].outputs]
 
 
 @pytest.mark.parametrize("pages", range(11, 22, 2))

@@ -27,7 +27,7 @@ from allotrope.hw.timer import time_calls
 INT8 = "int8"
 """The name of the rate of integer products: multiplications and additions a second, counted as flops are."""
 _SCHEMA = 1
-Call = Callable[[int], object]
+Product = Callable[[int], object]  # called with how often it has been
 _SMALL = 256  # rows and columns of a product that is quick whoever multiplies
 _CACHED = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2, 4)  # buffers, in last-level caches
 
@@ -126,29 +126,29 @@ def measure(device: Device, *, budget_s: float = 2.0) -> Ceilings:
     return Ceilings(read, rates, spread, torch.get_num_threads(), stamp, cached)
 
 
-def _rate(product: Callable[[int], Call], size: int, device: Device, budget_s: float) -> tuple[float, float]:
+def _rate(product: Callable[[int], Product], size: int, device: Device, budget_s: float) -> tuple[float, float]:
     """Operations a second of a square product, and the spread.
 
     On CPUs without instructions for a dtype torch multiplies it number by number. Where one product of that size would
     take longer than all may take, a small one says enough.
     """
-    timing = time_calls(product(_SMALL), device, samples=3)
-    if min(timing.samples) * (size / _SMALL) ** 3 > budget_s:
+    timing = time_calls(product(_SMALL), device, samples=3) if device.kind == "cpu" else None
+    if timing is not None and min(timing.samples) * (size / _SMALL) ** 3 > budget_s:
         size = _SMALL
     else:
         timing = time_calls(product(size), device, samples=9, budget_s=budget_s)
     return 2.0 * size**3 / min(timing.samples), timing.spread / timing.median
 
 
-def _product(kind: Any, device: Device, size: int) -> Call:
+def _product(kind: Any, device: Device, size: int) -> Product:
     import torch
 
     a, b = (torch.randn(size, size, device=device.torch_name).to(kind) for _ in range(2))
     return functools.partial(_multiply, a, b, torch.empty_like(a))
 
 
-def _integer_product(size: int) -> Call:
-    """With VNNI, where the CPU has it."""
+def _integer_product(size: int) -> Product:
+    """Of int8, by VNNI where the CPU has it."""
     import torch
 
     a, b = (torch.randint(-127, 128, (size, size), dtype=torch.int8) for _ in range(2))

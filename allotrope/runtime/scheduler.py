@@ -12,8 +12,9 @@ first can always finish; nobody waits for ever, unless under "priority" more urg
 Steps may be planned while others are in flight. The tokens that those draw are then unknown here; what is
 known is how many there will be, and that is all that planning needs, except where a request says otherwise.
 
-Where nobody waits, and everybody who runs does nothing but draw its next token, the next steps follow from each other.
-They may then be planned as one, which its executor repeats until a token ends somebody or too much time has passed.
+Where nobody waits but for a seat, and everybody who runs does nothing but draw its next token, the next steps follow
+from each other. They may then be planned as one, which its executor repeats until a token ends somebody or too much
+time has passed.
 """
 
 from __future__ import annotations
@@ -315,7 +316,8 @@ class Scheduler:
     def _repeatable(self, draft: Draft) -> bool:
         """Whether nobody but the rows of this step would have a part in the next, and each feeds on its own token.
 
-        Whoever waits for a seat gets none before somebody has ended, which ends the repeating, too.
+        Whoever waits for a seat gets none before somebody has ended, which ends the repeating, too; a seat that is
+        given up meanwhile is taken when the launch is over.
         """
         if self._flight or draft.prompts or draft.copies or (self.waiting and self._holdings.free_slots):
             return False

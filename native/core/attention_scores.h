@@ -113,11 +113,11 @@ ALLOTROPE_INLINE Sums<kCount> products_of(const float* queries, const float* key
     return found;
 }
 
-// What `score` gives, by turned keys; beside keys [begin, end) there may be others' scores, to whole blocks. As many queries
-// are taken at a time as have room for all halves of their sums in the registers.
+// What `score` gives, by turned keys; beside keys [begin, end) there may be others' scores, to whole blocks. Few queries
+// are taken at a time, so that all halves of their sums stay in the registers.
 template <int kCount>
 void score_turned(const Scratch& scratch, const Shape& shape, int64_t query, int64_t begin, int64_t end) {
-    constexpr int kTogether = kCount < 4 ? kCount : kLanes == 16 ? 4 : 2;
+    constexpr int kTogether = kCount < 4 ? kCount : kLanes == 8 ? 2 : 4;  // AVX2 has few registers
     for (int64_t block = begin / kLanes * kLanes; block < end; block += kLanes) {
         const F steps = load(scratch.steps + block);
         const float* keys = scratch.turned + block * shape.padded;

@@ -199,6 +199,7 @@ ALLOTROPE_INLINE void piece(const char* weights, int64_t stride, const int8_t* x
 template <class Form, int kRows, int kPanels>
 ALLOTROPE_INLINE void pieces_in_pairs(const char* weights, int64_t stride, const int8_t* x, Ahead& ahead,
                                       N (&sums)[kRows][kPanels]) {
+    static_assert(kPairs % Form::kQuads == 0);
     N pairs[kRows][kPanels] = {};
     _Pragma("GCC unroll 1") for (int i = 0; i < kPairs / Form::kQuads; ++i) {
         if (kRows < kTall) ahead.fetch<kPanels>(64);

@@ -1,4 +1,5 @@
-// Dot products of four bytes in each int32 lane: the weight's unsigned, the activation's signed, the sum exact.
+// Dot products of four bytes in each int32 lane: the activation's signed, the weight's as the machine likes them, the sum
+// exact.
 //
 // Codes of weights are signed. Where the machine multiplies unsigned with signed bytes they are made unsigned by adding
 // kOffset, and a sum of products then holds kOffset · Σ activations too much. None of these ways saturates.
@@ -83,6 +84,7 @@ ALLOTROPE_INLINE I dot_small(I sums, I weights, I given) { return dot(sums, weig
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 #define ALLOTROPE_PAIRS
 constexpr int kPairs = 8;
+static_assert(kPairs * 2 * 15 * 127 <= INT16_MAX);
 
 #if defined(__AVX512BW__)
 ALLOTROPE_INLINE I add_pairs(I pairs, I weights, I given) {

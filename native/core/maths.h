@@ -34,10 +34,10 @@ inline F exp(F x) {
     return found;
 }
 
-// e^x for x ≤ 0, which needs fewer steps; what would have no whole mantissa is 0. Of several vectors at once, step by step:
+// e^x for x ≤ 0, which needs fewer steps; below −87 it is 0. Of several vectors at once, step by step:
 // each step waits for the one before it, and a machine holds only so many that wait.
 template <int kCount>
-ALLOTROPE_INLINE void exp_below(F (&x)[kCount]) {
+ALLOTROPE_INLINE void exps_below(F (&x)[kCount]) {
     const F shift = splat(12582912.0f);
     F bound[kCount], shifted[kCount], r[kCount], sum[kCount];
     for (int i = 0; i < kCount; ++i) bound[i] = max(splat(-87.0f), x[i]);

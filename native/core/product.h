@@ -78,44 +78,57 @@ void interleave(const View& x, int64_t first, int64_t rows, int64_t begin, int64
         for (int64_t r = 0; r < kRows; ++r) to[k * kRows + r] = r < rows && k < x.width ? from[r][k] : 0.0f;
 }
 
+// The rows from `first` on that a tile holds.
 template <class Reader, bool kGrouped, int kRows, int kPanels>
-void tile_of_few(const Product& product, const float* x, int64_t inputs, int64_t panel) {
+void tile_of_few(const Product& product, const float* x, int64_t inputs, int64_t panel, int64_t first) {
     W totals[kRows][kPanels] = {};
-    tile<Reader, kGrouped, kRows, kPanels>(product.weights + panel * product.stride, product.stride, x, 0, 0, inputs,
-                                           product.groups, panel, totals);
-    const int64_t rows = product.finish.out.rows < kRows ? product.finish.out.rows : kRows;
-    ALLOTROPE_UNROLL(c, kPanels) product.finish(0, rows, panel + c, &totals[0][c], kPanels);
+    tile<Reader, kGrouped, kRows, kPanels>(product.weights + panel * product.stride, product.stride, x + first * inputs, 0,
+                                           0, inputs, product.groups, panel, totals);
+    const int64_t left = product.finish.out.rows - first, rows = left < kRows ? left : kRows;
+    ALLOTROPE_UNROLL(c, kPanels) product.finish(first, rows, panel + c, &totals[0][c], kPanels);
 }
 
-// Rows up to which each tile widens weights for itself. Decoding codes is more work than reading what was decoded.
+// Rows up to which each tile widens weights for itself. Decoding codes is more work than reading what was decoded. Eight
+// that do not fit into a tile are two of four: weights come from the nearest cache the second time.
+constexpr int64_t kFewWide = kTall > 4 && kTall < 8 ? 8 : kTall;
 template <class Reader>
-constexpr int64_t kFew = Reader::kInputs == 1 ? kTall : kTall < 4 ? kTall : 4;
+constexpr int64_t kFew = Reader::kInputs == 1 ? kFewWide : kTall < 4 ? kTall : 4;
 
 template <class Reader, bool kGrouped, int kRows>
 void tiles_of_few(const Product& product, const float* x, int64_t inputs, const Share& mine) {
     constexpr int kPanels = kRows * kFlat <= kTall * kBroad ? kFlat : kBroad;
+    const int64_t rows = product.finish.out.rows;
     int64_t panel = mine.begin;
     for (; panel + kPanels <= mine.end; panel += kPanels)
-        tile_of_few<Reader, kGrouped, kRows, kPanels>(product, x, inputs, panel);
-    for (; panel < mine.end; ++panel) tile_of_few<Reader, kGrouped, kRows, 1>(product, x, inputs, panel);
+        for (int64_t first = 0; first < rows; first += kRows)
+            tile_of_few<Reader, kGrouped, kRows, kPanels>(product, x, inputs, panel, first);
+    for (; panel < mine.end; ++panel)
+        for (int64_t first = 0; first < rows; first += kRows)
+            tile_of_few<Reader, kGrouped, kRows, 1>(product, x, inputs, panel, first);
+}
+
+template <class Reader, bool kGrouped, int kRows>
+void product_in_tiles(const Product& product, Team& team) {
+    const int64_t rows = product.finish.out.rows, inputs = up(product.x.width, Reader::kInputs);
+    const float* x = product.x.row<float>(0);
+    if (rows > 1 || inputs != product.x.width) {
+        auto* tiled = reinterpret_cast<float*>(product.workspace);
+        const Share own(inputs, team, kPanel);
+        for (int64_t first = 0; first < rows; first += kRows)
+            interleave<kRows>(product.x, first, rows - first, own.begin, own.end, tiled + first * inputs);
+        team.barrier();
+        x = tiled;
+    }
+    tiles_of_few<Reader, kGrouped, kRows>(product, x, inputs, Share(product.panels(), team));
 }
 
 template <class Reader, bool kGrouped>
 void product_of_few(const Product& product, Team& team) {
-    const int64_t rows = product.finish.out.rows, inputs = up(product.x.width, Reader::kInputs);
+    const int64_t rows = product.finish.out.rows;
+    if constexpr (kFew<Reader> > kTall)
+        if (rows > kTall) return product_in_tiles<Reader, kGrouped, 4>(product, team);
     with_height(rows, [&](auto height) {
-        constexpr int kRows = height.value;
-        if constexpr (kRows <= kFew<Reader>) {
-            const float* x = product.x.row<float>(0);
-            if (rows > 1 || inputs != product.x.width) {
-                auto* tiled = reinterpret_cast<float*>(product.workspace);
-                const Share own(inputs, team, kPanel);
-                interleave<kRows>(product.x, 0, rows, own.begin, own.end, tiled);
-                team.barrier();
-                x = tiled;
-            }
-            tiles_of_few<Reader, kGrouped, kRows>(product, x, inputs, Share(product.panels(), team));
-        }
+        if constexpr (height.value <= kFew<Reader>) product_in_tiles<Reader, kGrouped, height.value>(product, team);
     });
 }
 
@@ -212,7 +225,7 @@ void multiply(const Product& product, Team& team) {
         product_of_many<Reader, kGrouped>(product, team);
 }
 
-// `Sizing` of these products, by rows and inputs. A tile of few rows is no taller than kTall.
+// `Sizing` of these products, by rows and inputs. Few rows, in tiles, are no more than a chunk of them would be.
 template <class Reader>
 int64_t product_workspace(const int64_t* sizes, int threads) {
     const int64_t rows = sizes[0], inputs = up(sizes[1], Reader::kInputs);

@@ -69,11 +69,11 @@ ALLOTROPE_INLINE void soften(float* scores, int64_t begin, int64_t end, Part par
     over(
         begin, end, [&](int64_t at) { tops = max(load(scores + at), tops); },
         [&](int64_t at, int64_t left) { tops = max(keep(load_some(scores + at, left), left, kLeast), tops); });
-    const float largest = top(tops);
+    const float peak = top(tops);
     F totals{};
     const auto weights = [&]<int kCount>(F (&held)[kCount]) {
-        for (int i = 0; i < kCount; ++i) held[i] -= largest;
-        exp_below(held);
+        for (int i = 0; i < kCount; ++i) held[i] -= peak;
+        exps_below(held);
     };
     constexpr int kTogether = 4;
     for (; begin + kTogether * kLanes <= end; begin += kTogether * kLanes) {
@@ -97,7 +97,7 @@ ALLOTROPE_INLINE void soften(float* scores, int64_t begin, int64_t end, Part par
             totals += keep(held[0], left);
             store_some(scores + at, held[0], left);
         });
-    part.top() = largest;
+    part.top() = peak;
     part.total() = sum(totals);
 }
 
@@ -261,12 +261,14 @@ void attention(const Args& args, Team& team) {
             if (number % team.count != team.index) return;
             take_queries(scratch, shape, tile, q);
             const int64_t first = tile.first_split(shape), count = tile.splits(shape);
-            if (count == 1) {  // nothing is to be merged
+            if (count == 1) {  // nothing is to be merged; who sees no finite score gets 0 / 0, as below
                 split_of_form(scratch, shape, tile, args, first, scratch.parts);
+                for (int64_t i = 0; i < tile.count(); ++i)
+                    if (Part{scratch.parts + i * step}.total() == 0) clear(scratch.parts + i * step, step);
                 give_all(out, shape, tile, scratch.parts);
                 return;
             }
-            std::memset(scratch.state, 0, 4 * tile.count() * step);  // who sees no finite score gets 0 / 0
+            std::memset(scratch.state, 0, 4 * tile.count() * step);
             bool fresh[kTile];
             std::memset(fresh, 1, sizeof fresh);
             for (int64_t split = first; split < first + count; ++split) {
