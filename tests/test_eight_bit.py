@@ -220,6 +220,7 @@ def test_other_codes_are_refused(kind: str, dtype: str, monkeypatch: pytest.Monk
 
 def test_what_does_not_fit_is_refused_in_words() -> None:
     gpu, old = Device("cuda", "test", "sm_90", 132, 2**37), Device("cuda", "test", "sm_86", 80, 2**34)
+    able = dataclasses.replace(CPU, features=("avx512_vnni",))  # this one may have no exact product of bytes
 
     def refusal(name: str, asked: Problem, device: Device = CPU) -> str:
         return str(registry.tactic("linear_codes", name).why_not(asked, device))
@@ -235,8 +236,8 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     assert refusal("torch_int8", posed("fp8", fp8)) == "it multiplies int8 codes, and these are e4m3"
     assert "multiples of 8; these are 33 and 5" in refusal("torch_int8", PROBLEMS[0], gpu)
     assert "sums of two products would saturate" in refusal("torch_int8", PROBLEMS[1], Device("cpu", "", "", 1, 1))
-    assert "only column" in refusal("torch_int8", posed("int8", problem("int8", 1, 1, 8)))
-    assert refusal("torch_int8", posed("int8", problem("int8", 1, 140000, 8))) == (
+    assert "only column" in refusal("torch_int8", posed("int8", problem("int8", 1, 1, 8)), able)
+    assert refusal("torch_int8", posed("int8", problem("int8", 1, 140000, 8)), able) == (
         "its sums are exact up to 132104 inputs, and these are 140000"
     )
     assert refusal("torch_scaled", posed("int8", eight8)) == "it multiplies e4m3 codes, and these are int8"
