@@ -171,9 +171,9 @@ ALLOTROPE_INLINE int64_t most_stretches(int64_t inputs, int64_t groups) {
     return groups > 1 ? groups : (inputs + kStretch - 1) / kStretch;
 }
 
-// `Sizing` of these products, by rows, inputs and groups. Rows filled up to kTall and kTallGroups hold all tiles.
 static_assert(kTallCodes == kTall || kTallCodes == kTallGroups);
 
+// `Sizing` of these products, by rows, inputs and groups. Rows filled up to kTall and kTallGroups hold all tiles.
 template <class Form>
 int64_t codes_workspace(const int64_t* sizes, int threads) {
     const int64_t rows = sizes[0], inputs = up(sizes[1], 4 * Form::kQuads);
