@@ -366,7 +366,7 @@ def test_the_way_from_generate_to_launch_is_short() -> None:
     path = {
         "api.py": ("generate",),
         "runtime/loop.py": ("submit", "step", "_launch", "_take"),
-        "runtime/scheduler.py": ("plan_step", "_plan_decode"),
+        "runtime/scheduler.py": ("plan_step", "_make_room"),
         "runtime/eager.py": ("launch", "_launch"),
     }
     lines = 0

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,8 +205,26 @@ def scheduler_of(running: int) -> Scheduler:
     return Scheduler(running * 64, 16, running, 2048, 1024)
 
 
+def interpreter_s() -> float:
+    """What this interpreter takes, here and now, for as many looks, sums and appends as 64 rows' bookkeeping has.
+
+    82 to 87 µs on the AVX2 machine of docs/log.md when nothing runs beside it.
+    """
+    held = SimpleNamespace(first=1, second=2, rows=[])
+    began = time.perf_counter()
+    for i in range(64):
+        for _ in range(12):
+            if held.first + i > held.second or not held.rows:
+                held.rows.append(held.first + i)
+                held.second = len(held.rows)
+    return time.perf_counter() - began
+
+
 def test_scheduling_costs_little() -> None:
-    """Planning and committing a step of 64 requests that decode takes at most 150 µs: the median of a quiet moment."""
+    """Planning and committing a step of 64 requests that decode takes at most 150 µs: the median of a quiet moment.
+
+    On a slower machine, or beside others' work, as much more as plain Python takes there at the same time.
+    """
     slots, fake = 64, Fake()
     scheduler = scheduler_of(slots)
     loop = Loop(fake, scheduler, absent(), Limits(300, 1024))
@@ -213,10 +232,11 @@ def test_scheduling_costs_little() -> None:
         loop.submit(loop.prepare(None, [i + 1] * 20, exactly(900)))
     while scheduler.metrics().output_tokens < slots:
         loop.step()
-    medians = []
+    medians, plain = [], []
     for _ in range(8):
         taken = []
         for _ in range(100):
+            plain.append(interpreter_s())
             began = time.perf_counter()
             step = scheduler.plan_step()
             planned = time.perf_counter()
@@ -226,7 +246,8 @@ def test_scheduling_costs_little() -> None:
             assert len(scheduler.commit(output)) == slots
             taken.append(time.perf_counter() - computed + planned - began)
         medians.append(statistics.median(taken))
-    assert min(medians) <= 150e-6, medians
+    slowness = max(statistics.median(plain) / 85e-6, 1)
+    assert min(medians) <= 150e-6 * slowness, (medians, slowness)
 
 
 @pytest.mark.parametrize("thousands", [4, pytest.param(10, marks=pytest.mark.slow)])

@@ -29,32 +29,32 @@ class Draft:
 
     def add(self, request: Request, count: int) -> None:
         """The request's next `count` tokens, of which only the last may be unknown."""
-        first, known, row = request.planned, len(request.tokens), len(self.requests)
+        tokens = request.tokens
+        first, known = request.planned, len(tokens)
         end = first + count
         self.requests.append(request)
         self.slots.append(request.slot)
         self.first.append(first)
         self.counts.append(count)
         if count == 1:
-            self.tokens.append(request.tokens[first] if first < known else LAST_DRAWN)
+            self.tokens.append(tokens[first] if first < known else LAST_DRAWN)
         else:
-            self.tokens += request.tokens[first:end]
+            self.tokens += tokens[first:end]
             if end > known:
                 self.tokens.append(LAST_DRAWN)
         request.planned = end
-        if first < request.prompt_len:
-            self.prompts.add(request)
-        if end == known + request.pending:
-            self.draws.append(True)
+        draws = end == known + request.pending
+        self.draws.append(draws)
+        if draws:
             request.pending += 1
             if request.needs_tokens:
                 self.waits = True
             if request.adjuster is not None:
-                self.adjusted.append(row)
-        else:
-            self.draws.append(False)
-        if first < request.prompt_len - 1 and request.params.prompt_logprobs is not None:
-            self.scored.append(row)
+                self.adjusted.append(len(self.requests) - 1)
+        if first < request.prompt_len:
+            self.prompts.add(request)
+            if first < request.prompt_len - 1 and request.params.prompt_logprobs is not None:
+                self.scored.append(len(self.requests) - 1)
         self.budget -= count
 
     def add_beams(self, request: Request, slots: list[int], tokens: list[int]) -> None:

@@ -17,16 +17,18 @@ import numpy.typing as npt
 
 from allotrope import native
 from allotrope.artifact import plan as plans
-from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Plan
+from allotrope.artifact.plan import LOGITS, SAMPLES, TOKENS, Buffer, Call, Plan
 from allotrope.artifact.problems import Load
 from allotrope.errors import EngineError, OutOfMemory, UsageError
 from allotrope.hw.detect import available_memory
 from allotrope.hw.device import Device
+from allotrope.ops import registry
 from allotrope.ops.kv_rows import COMPUTE
 from allotrope.ops.native import Described, NativeTactic, aligned, describe, described_cache, operands
 from allotrope.ops.sample import ADJUSTMENTS
 from allotrope.runtime import unbacked
 from allotrope.runtime.call_clock import CoreClock
+from allotrope.runtime.joints import Joint, joints
 from allotrope.runtime.program import Bound, Choice, Program, unserved
 from allotrope.runtime.results import reports
 from allotrope.runtime.settling import Settling, is_mapped
@@ -59,7 +61,8 @@ class _Done:
 class NativeExecutor:
     """Runs steps of an engine whose plan calls nothing but the core's kernels.
 
-    `poison` fills memory with NaN before it is used, for tests; `timed` notes how long each call of a step takes.
+    `poison` fills memory with NaN before it is used, for tests; `timed` notes how long each call of a step takes;
+    `plain` computes every call by itself, which gives the same bits (`joints.py`).
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class NativeExecutor:
         threads: int | None = None,
         poison: bool = False,
         timed: bool = False,
+        plain: bool = False,
     ) -> None:
         self.plan = plan or engine.manifest.plan
         self.page_size, self.pages = page_size, pages
@@ -90,7 +94,7 @@ class NativeExecutor:
         self._capacity = {TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}
         self._workspace(self._capacity)  # a tactic that cannot run here is fatal before the core is told of it
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
-        self._core: Any = self._handed_over()
+        self._core: Any = self._handed_over(plain)
         self._settling = Settling(native.find().core, self._core, self._multiplied, self._program.threads)
         self._stepped_s = 0.0
         self._engine: Engine | None = engine
@@ -191,14 +195,14 @@ class NativeExecutor:
             logits = np.empty((rows[LOGITS], self.plan.vocab), np.float32)
             self._core.reserve([rows[kind] for kind in _KINDS], workspace, shared, describe(logits)[0])
         except MemoryError as error:
-            needed = bytes_of(self.plan, rows) + workspace
+            needed = bytes_of(self.plan, rows, self._regions) + workspace
             raise OutOfMemory(
                 f"activation buffers need {shortage(needed, available_memory())}",
                 remedy="lower max_num_seqs, max_batched_tokens or kv_memory",
             ) from error
         self._logits, self._capacity = logits, dict(rows)
 
-    def _handed_over(self) -> Any:
+    def _handed_over(self, plain: bool) -> Any:
         """The plan as a program of the core."""
         found = native.find()
         wanted = self._program.threads
@@ -207,15 +211,20 @@ class NativeExecutor:
             warnings.warn(f"the system gives {threads} threads where {wanted} were wanted: slower steps", stacklevel=4)
         core = found.core.Program(found.isa, threads, self.page_size)
         slots: dict[str, int] = {name: core.cache(*described_cache(cache)) for name, cache in self._caches.items()}
-        shared = regions(self.plan)
+        together = {} if plain else joints(self.plan, lambda call: _is(found.core.is_linear, found.isa, call))
+        if plain:
+            core.plainly()
+        self._regions = regions(self.plan, together, lambda call: _is(found.core.is_by_rows, found.isa, call))
         whole = {name: spec for name, spec in self.plan.buffers.items() if spec.of is None}
         for name, spec in [*whole.items(), *((n, s) for n, s in self.plan.buffers.items() if s.of is not None)]:
-            slots[f"b:{name}"] = _buffer(core, spec, slots, shared.get(name, -1))
+            slots[f"b:{name}"] = _buffer(core, spec, slots, self._regions.get(name, -1))
         weights: dict[Described, int] = {}
         for bound in self._program.calls:
             core.call(_KINDS[bound.rows])
             for choice in bound.choices:
                 self._choice(core, bound, choice, slots, weights)
+            if (joint := together.get(bound.call.path)) is not None:
+                core.behind(*_behind(joint, slots))
         sample = next(bound for bound in self._program.calls if bound.call.op == "sample")
         if not set(ADJUSTMENTS) <= set(sample.call.ins):
             remedy = "rebuild the engine here with: allotrope build"
@@ -256,6 +265,17 @@ class NativeExecutor:
             self._preludes.setdefault((prelude, key), (tactic, bound.params))
         made = [slots[bound.call.outs[name]] for name in outs]
         core.choice(choice.bound or 0, tactic.kernel, numbers, [slot(name) for name in ins], made, prelude, list(key))
+
+
+def _is(kind: Any, isa: str | None, call: Call) -> bool:
+    """Whether all kernels of a call are of that kind."""
+    kernels = [registry.tactic(call.op, name) for _, name in call.tactics]
+    return all(isinstance(tactic, NativeTactic) and kind(isa, tactic.kernel) for tactic in kernels)
+
+
+def _behind(joint: Joint, slots: Mapping[str, int]) -> tuple[int, int, int, bool]:
+    residual = _ABSENT if joint.residual is None else slots[joint.residual]
+    return slots[joint.out], residual, joint.curve, joint.gated
 
 
 def _buffer(core: Any, spec: Buffer, slots: Mapping[str, int], region: int) -> int:

@@ -70,16 +70,15 @@ class Request:
     finish_reason: str | None = None  # stop length error abort
     stop_reason: str | int | None = None  # the stop string, or the stop token's id
     error: str | None = None
+    positions: int = field(init=False)  # the most that the cache must hold: the last token drawn is never computed
+
+    def __post_init__(self) -> None:
+        self.positions = self.prompt_len + self.max_tokens - 1
 
     @property
     def output(self) -> list[int]:
         """The tokens drawn so far, the one that stopped it included."""
         return self.tokens[self.prompt_len :]
-
-    @property
-    def positions(self) -> int:
-        """The most positions that the cache must hold: the last token drawn is never computed."""
-        return self.prompt_len + self.max_tokens - 1
 
     @property
     def left(self) -> int:

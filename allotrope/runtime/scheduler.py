@@ -23,6 +23,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from allotrope.errors import NumericalError, RequestError, UsageError
 from allotrope.runtime.beam_rows import BeamRows
@@ -34,10 +35,7 @@ from allotrope.runtime.step import Candidates, StepInput, StepOutput
 
 POLICIES = ("fcfs", "priority")
 MOST_REPEATS = 32  # steps in one: by then what planning one costs is spread thin
-
-
-def _order(request: Request) -> tuple[int, int]:
-    return request.key
+_order = attrgetter("key")
 
 
 @dataclass
@@ -158,15 +156,18 @@ class Scheduler:
 
         It may stand for several steps, none of which is begun after `hold_s`.
         """
-        draft, prompts = Draft(self.max_batched_tokens), []
+        draft, prompts, page = Draft(self.max_batched_tokens), [], self.page_size
         self._short = False
-        for request in tuple(self.running):
+        for request in tuple(self.running):  # for many rows this is most of what planning costs: few calls
+            planned = request.planned
             if request.beams is not None and request.beams.tails:
                 self._plan_beams(draft, request, request.beams)
-            elif request.left > 1:
+            elif len(request.tokens) + request.pending - planned > 1:
                 prompts.append(request)
-            elif draft.budget and request.slot >= 0 and request.planned < request.positions:
-                self._plan_decode(draft, request)
+            elif draft.budget and request.slot >= 0 and planned < request.positions:
+                known = not (request.pending and request.needs_tokens)
+                if known and (planned < len(request.pages) * page or self._make_room(request)):
+                    draft.add(request, 1)
         for request in prompts:
             if draft.budget and request.slot >= 0:
                 draft.add(request, min(request.left, draft.budget))
@@ -272,7 +273,8 @@ class Scheduler:
         if request.adjuster is not None:
             request.adjuster.push(token)
             request.needs_tokens = request.adjuster.needs_tokens
-        self._end(request, token)
+        if token in request.stop_ids or len(request.tokens) > request.positions:
+            self._end(request, token)
 
     def _end(self, request: Request, token: int) -> None:
         """End a request whose last token, this one, says so."""
@@ -304,14 +306,12 @@ class Scheduler:
         request.error = str(NumericalError("the logits hold NaN or infinity", where=f"request {request.id}"))
         self.finish(request, "error")
 
-    def _plan_decode(self, draft: Draft, request: Request) -> None:
-        """The request's next token, whose page may cost others theirs."""
-        if request.pending and request.needs_tokens:
-            return
+    def _make_room(self, request: Request) -> bool:
+        """A page for the request's next token, which may cost others theirs; whether it has one now."""
         while not self._holdings.grow(request):
             if not self._give_way(request):
-                return
-        draft.add(request, 1)
+                return False
+        return True
 
     def _repeatable(self, draft: Draft) -> bool:
         """Whether nobody but the rows of this step would have a part in the next, and each feeds on its own token.

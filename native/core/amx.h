@@ -277,7 +277,7 @@ void multiply_in_tiles(const Product& product, Team& team) {
     char* const panels_at = product.workspace + CodedRoom(chunk_rows, inputs, coded.stretches).bytes();
     char* const room[2] = {panels_at + team.index * 2 * inputs * kPanel,
                            panels_at + (team.index * 2 + 1) * inputs * kPanel};
-    const Share mine(product.panels(), team, kGrouped ? 1 : 2);
+    const Share mine(product.shared_panels(), team, kGrouped ? 1 : 2);
     const bool halves = kGrouped && product.groups.size % kTileInputs != 0, shifted = product.groups.zeros != nullptr;
     const auto finish_group = halves ? shifted ? finish_groups<kTileInputs / 2, true> : finish_groups<kTileInputs / 2, false>
                                      : shifted ? finish_groups<kTileInputs, true> : finish_groups<kTileInputs, false>;
@@ -288,22 +288,24 @@ void multiply_in_tiles(const Product& product, Team& team) {
         if (first) team.barrier();
         encode_tiles<Form, kTileRows, true>(product, first, here, coded, team);
         team.barrier();
-        for (int64_t panel = mine.begin; panel < mine.end; panel += 2) {
-            const int64_t panels = mine.end - panel < 2 ? 1 : 2;
-            const char* weights[2];
-            weights[0] = panel_in_tiles<Form>(product, panel, inputs, room[0]);
-            weights[1] = panels < 2 ? weights[0] : panel_in_tiles<Form>(product, panel + 1, inputs, room[1]);
-            NextWeights next(product, panel + panels, mine.end - panel < 4 ? mine.end - panel - panels : 2, tiles);
-            if (!kGrouped)
-                for (int64_t t = 0; t < tiles; t += 2) {
-                    next.fetch(2);
-                    finish_tiles(product, coded, t, first, here, panel, panels, {weights[0], weights[1]});
+        product.each_share(first, here, mine, team, [&](const Share& own) {
+            for (int64_t panel = own.begin; panel < own.end; panel += 2) {
+                const int64_t panels = own.end - panel < 2 ? 1 : 2;
+                const char* weights[2];
+                weights[0] = panel_in_tiles<Form>(product, panel, inputs, room[0]);
+                weights[1] = panels < 2 ? weights[0] : panel_in_tiles<Form>(product, panel + 1, inputs, room[1]);
+                NextWeights next(product, panel + panels, own.end - panel < 4 ? own.end - panel - panels : 2, tiles);
+                if (!kGrouped)
+                    for (int64_t t = 0; t < tiles; t += 2) {
+                        next.fetch(2);
+                        finish_tiles(product, coded, t, first, here, panel, panels, {weights[0], weights[1]});
+                    }
+                for (int64_t t = 0; kGrouped && t < tiles; ++t) {
+                    next.fetch(1);
+                    for (int64_t i = 0; i < panels; ++i) finish_group(product, coded, t, first, here, panel + i, weights[i]);
                 }
-            for (int64_t t = 0; kGrouped && t < tiles; ++t) {
-                next.fetch(1);
-                for (int64_t i = 0; i < panels; ++i) finish_group(product, coded, t, first, here, panel + i, weights[i]);
             }
-        }
+        });
     }
 }
 

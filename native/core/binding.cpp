@@ -101,6 +101,8 @@ void bind_program(nb::module_& module) {
         .def("step", &Program::step)
         .def("call", [](Program& self, int rows) { self.call(static_cast<Rows>(rows)); })
         .def("choice", &Program::choice)
+        .def("behind", &Program::behind)
+        .def("plainly", &Program::plainly)
         .def("logits", &Program::logits)
         .def("sampled", &Program::sampled)
         .def("reserve",
@@ -156,6 +158,12 @@ NB_MODULE(_core, module) {
     });
     module.def("workspace", [](const std::string& isa, const std::string& kernel, const std::vector<int64_t>& sizes,
                                int threads) { return workspace_of(isa_named(isa), kernel, sizes, threads); });
+    module.def("is_linear", [](const std::string& isa, const std::string& kernel) {
+        return kind_of(isa_named(isa), kernel) == Kind::linear;
+    });
+    module.def("is_by_rows", [](const std::string& isa, const std::string& kernel) {
+        return kind_of(isa_named(isa), kernel) == Kind::rows;
+    });
     module.def("run", run);
     nb::class_<Series>(module, "Series")
         .def("__init__", make_series)

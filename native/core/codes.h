@@ -150,7 +150,7 @@ template <class Form, bool kGrouped>
 void multiply_codes(const Product& product, Team& team) {
     constexpr int kTop = kGrouped ? kTallGroups : kTallCodes;
     const int64_t rows = product.finish.out.rows, chunk_rows = rows <= kTall ? up(rows, kTop) : chunk_of(rows, kTop);
-    const Share mine(product.panels(), team);
+    const Share mine(product.shared_panels(), team);
     for (int64_t first = 0; first < rows; first += chunk_rows) {
         const int64_t here = rows - first < chunk_rows ? rows - first : chunk_rows;
         with_height<kTop>(here, [&](auto height) {
@@ -161,7 +161,9 @@ void multiply_codes(const Product& product, Team& team) {
             if (first) team.barrier();
             encode_tiles<Form, kRows>(product, first, here, coded, rows <= kAlone ? Team{} : team);
             if (rows > kAlone) team.barrier();
-            panels_of_codes<Form, kGrouped, kRows, kPanels>(product, coded, first, here, mine);
+            product.each_share(first, here, mine, team, [&](const Share& own) {
+                panels_of_codes<Form, kGrouped, kRows, kPanels>(product, coded, first, here, own);
+            });
         });
     }
 }

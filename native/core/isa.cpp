@@ -126,10 +126,21 @@ Kernel find_kernel(const Isa& isa, const std::string& name) {
     return found == nullptr ? nullptr : found->kernel;
 }
 
-int64_t workspace_of(const Isa& isa, const std::string& kernel, const std::vector<int64_t>& sizes, int threads) {
+namespace {
+
+const Entry& entry_named(const Isa& isa, const std::string& kernel) {
     const Entry* found = find_entry(isa, kernel);
     if (found == nullptr) throw std::invalid_argument("no kernel is named " + kernel);
-    return found->workspace == nullptr ? 0 : found->workspace(sizes.data(), threads);
+    return *found;
+}
+
+}  // namespace
+
+Kind kind_of(const Isa& isa, const std::string& kernel) { return entry_named(isa, kernel).kind; }
+
+int64_t workspace_of(const Isa& isa, const std::string& kernel, const std::vector<int64_t>& sizes, int threads) {
+    const Entry& found = entry_named(isa, kernel);
+    return found.workspace == nullptr ? 0 : found.workspace(sizes.data(), threads);
 }
 
 }  // namespace allotrope

@@ -24,6 +24,9 @@ const char* refused(const Isa& isa);
 // The kernel of that name for the instruction set, ready to run; null if there is none.
 Kernel find_kernel(const Isa& isa, const std::string& name);
 
+// What kind of kernel that is.
+Kind kind_of(const Isa& isa, const std::string& kernel);
+
 // The bytes of workspace that this kernel needs; see `Sizing`.
 int64_t workspace_of(const Isa& isa, const std::string& kernel, const std::vector<int64_t>& sizes, int threads);
 

@@ -58,6 +58,25 @@ struct View {
     ALLOTROPE_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
+// A row's largest value among a thread's own, from output `begin` on; NaN if there is one. Whether all of them are finite.
+struct Top {
+    float top;
+    bool finite;
+    int32_t begin;
+};
+
+// What stands behind a linear layer, which each thread computes of the outputs that it has just made; and what it notes of
+// them.
+struct Behind {
+    const View* out = nullptr;       // where that goes; null: there is nothing
+    const View* residual = nullptr;  // outputs are added to this
+    int curve = -1;                  // they are activated, as the op of that name numbers its kinds
+    bool gated = false;              // they are two halves, of which the first is, and multiplied by the second
+    Top* tops = nullptr;             // of logits: for each row one per thread
+    uint64_t* spent = nullptr;       // if there is a clock: to which what that takes is added,
+    uint64_t (*now)() = nullptr;     // by this one
+};
+
 // What a call is made with. Operands come in the contract's order, those on the host left out; an absent one is a
 // view without data. `params` are the numbers that the tactic's `numbers` gives, in that order.
 struct Args {
@@ -66,6 +85,7 @@ struct Args {
     const double* params = nullptr;
     char* workspace = nullptr;      // 64-byte aligned, as large as the kernel's `Sizing` said
     const void* shared = nullptr;   // what the tactic's prelude made for the whole step
+    const Behind* behind = nullptr;  // to a kernel of kind `linear`; its notes also to whoever samples
 
     ALLOTROPE_INLINE const View& in(int index) const { return *ins[index]; }
     ALLOTROPE_INLINE const View& out(int index) const { return *outs[index]; }
@@ -79,10 +99,18 @@ using Kernel = void (*)(const Args&, Team&);
 // `sizes` gives, in that order; where rows are among them, these bytes serve fewer rows as well.
 using Sizing = int64_t (*)(const int64_t* sizes, int threads);
 
+enum class Kind : int8_t {
+    shared,  // threads share out the work
+    rows,    // so do they, but a row of the outs is made of that row of the ins alone, and in less time than threads need
+             // to meet: where there are few, each thread makes them all for itself. It needs no workspace.
+    linear,  // a linear layer, which does what `Behind` says
+};
+
 struct Entry {
     const char* name;
     Kernel kernel;
     Sizing workspace = nullptr;  // null: it needs none
+    Kind kind = Kind::shared;
 };
 
 // A thread's part of `count` things, in multiples of `unit`: as even as can be, the same whoever asks.

@@ -15,6 +15,7 @@ ALLOTROPE_INLINE Product linear_product(const Args& args) {
     product.finish.out = args.out(0);
     product.finish.bias = args.in(2);
     product.workspace = args.workspace;
+    product.behind = args.behind;
     return product;
 }
 

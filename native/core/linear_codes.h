@@ -27,6 +27,7 @@ ALLOTROPE_INLINE Product codes_product(const Args& args, int64_t per_piece, bool
         groups.wide = scales.as<float>();
     else
         groups.scales = scales.as<uint16_t>();
+    product.behind = args.behind;
     return product;
 }
 

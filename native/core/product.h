@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "behind.h"
 #include "finish.h"
 #include "tiles.h"
 
@@ -65,8 +66,24 @@ struct Product {
     Groups groups;
     Finish finish;
     char* workspace = nullptr;
+    const Behind* behind = nullptr;
 
+    ALLOTROPE_INLINE bool gated() const { return behind != nullptr && behind->gated; }
     ALLOTROPE_INLINE int64_t panels() const { return (finish.out.width + kPanel - 1) / kPanel; }
+    // Those that are shared out: each thread has the same ones of both halves.
+    ALLOTROPE_INLINE int64_t shared_panels() const { return gated() ? panels() / 2 : panels(); }
+
+    // Calls body(panels) for a thread's panels of rows [first, first + rows), one half's after the other's if there are
+    // halves, and goes on with what stands behind them.
+    template <class Body>
+    ALLOTROPE_INLINE void each_share(int64_t first, int64_t rows, const Share& mine, const Team& team, Body body) const {
+        Share here = mine;
+        for (int half = 0; half < (gated() ? 2 : 1); ++half) {
+            body(static_cast<const Share&>(here));
+            here.begin += shared_panels(), here.end += shared_panels();
+        }
+        if (behind != nullptr) go_on_behind(*behind, finish.out, first, rows, mine.begin * kPanel, mine.end * kPanel, team);
+    }
 };
 
 // Inputs [begin, end) of a tile [inputs][kRows] that begins with row `first` of x and holds `rows` of it; zeros beyond.
@@ -119,7 +136,8 @@ void product_in_tiles(const Product& product, Team& team) {
         team.barrier();
         x = tiled;
     }
-    tiles_of_few<Reader, kGrouped, kRows>(product, x, inputs, Share(product.panels(), team));
+    product.each_share(0, rows, Share(product.shared_panels(), team), team,
+                       [&](const Share& here) { tiles_of_few<Reader, kGrouped, kRows>(product, x, inputs, here); });
 }
 
 template <class Reader, bool kGrouped>
@@ -201,7 +219,7 @@ void product_of_many(const Product& product, Team& team) {
     const ProductRoom room(chunk_rows, inputs);
     auto* x = reinterpret_cast<float*>(product.workspace);
     float* mine_at = x + room.tiles + team.index * room.own;
-    const Share mine(product.panels(), team);
+    const Share mine(product.shared_panels(), team);
     for (int64_t first = 0; first < rows; first += chunk_rows) {
         Chunk chunk{&product, x, first, rows - first < chunk_rows ? rows - first : chunk_rows, inputs,
                     reinterpret_cast<W*>(mine_at + room.block), mine_at};
@@ -210,10 +228,12 @@ void product_of_many(const Product& product, Team& team) {
         for (int64_t t = tiles.begin; t < tiles.end; ++t)
             interleave<kTall>(product.x, first + t * kTall, chunk.rows - t * kTall, 0, inputs, x + t * kTall * inputs);
         team.barrier();
-        for (int64_t panel = mine.begin; panel < mine.end; panel += kStrip * kBroad) {
-            const int64_t left = mine.end - panel;
-            strip_of_many<Reader, kGrouped>(chunk, panel, left < kStrip * kBroad ? left : kStrip * kBroad);
-        }
+        product.each_share(first, chunk.rows, mine, team, [&](const Share& here) {
+            for (int64_t panel = here.begin; panel < here.end; panel += kStrip * kBroad) {
+                const int64_t left = here.end - panel;
+                strip_of_many<Reader, kGrouped>(chunk, panel, left < kStrip * kBroad ? left : kStrip * kBroad);
+            }
+        });
     }
 }
 

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kReportChunk = 4096;  // as in sums.h
 constexpr int64_t kReportRecord = 16;   // bytes of a chunk's record, or more
+constexpr size_t kMostOperands = 16;
 constexpr int32_t kLastDrawn = -1;      // a token that is the one drawn last for its row's slot
 
 int64_t size_of(Dtype dtype) {
@@ -128,7 +129,15 @@ int Program::step(const std::string& name) {
     return step_slots_[name] = static_cast<int>(slots_.size()) - 1;
 }
 
-void Program::call(Rows rows) { calls_.push_back({rows, {}}); }
+void Program::call(Rows rows) { calls_.emplace_back().rows = rows; }
+
+void Program::behind(int out, int residual, int curve, bool gated) {
+    Call& call = calls_.back();
+    for (const auto& choice : call.choices)
+        if (choice->kind != Kind::linear) throw std::invalid_argument("nothing can stand behind a kernel that is no linear layer");
+    call.out = out, call.residual = residual;
+    call.behind.curve = curve, call.behind.gated = gated;
+}
 
 void Program::choice(int64_t bound, const std::string& kernel, const std::vector<double>& numbers,
                      const std::vector<int>& ins, const std::vector<int>& outs, const std::string& prelude,
@@ -137,11 +146,15 @@ void Program::choice(int64_t bound, const std::string& kernel, const std::vector
     made->bound = bound;
     made->kernel = find_kernel(isa_, kernel);
     if (made->kernel == nullptr) throw std::invalid_argument("no kernel is named " + kernel);
+    if (ins.size() > kMostOperands) throw std::invalid_argument("a kernel with so many operands");
+    made->kind = kind_of(isa_, kernel);
     made->numbers = numbers;
     for (const auto* group : {&ins, &outs})
-        for (const int slot : *group) made->operands.push_back(slots_.at(slot).get());
-    made->args.ins = made->operands.data();
-    made->args.outs = made->operands.data() + ins.size();
+        for (const int slot : *group) {
+            static_cast<void>(slots_.at(slot));  // there must be one
+            made->slots.push_back(slot);
+        }
+    made->ins = ins.size();
     made->args.params = made->numbers.data();
     made->prelude = -1;
     if (!prelude.empty()) {
@@ -193,6 +206,7 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
             choice->args.workspace = workspace_.at();
             choice->args.shared = choice->prelude < 0 ? nullptr : shared_[choice->prelude].at();
         }
+    part_threads();
 }
 
 void Program::poison() {
@@ -203,6 +217,7 @@ void Program::poison() {
     for (const auto* group : {&memory_, &shared_})
         for (const Memory& memory : *group) fill(memory);
     fill(workspace_);
+    fill(own_memory_);
 }
 
 // Whatever would make a kernel read or write where nothing of ours is. Token ids are the callers' to check.
@@ -281,7 +296,9 @@ bool Program::place(const StepInput& step) {
         adjust_rows_.add(among_[step.adjust_rows[entry]]);
         adjust_tokens_.add(step.adjust_tokens[entry]);
     }
+    const std::vector<int64_t> before = std::move(counts_);
     counts_ = {step.tokens_in_all, logit_rows_.count(), sample_rows_.count()};
+    if (counts_ != before) ++version_;
     for (int kind = 0; kind < kRowKinds; ++kind)
         if (counts_[kind] > capacity_[kind]) return false;
     return true;
@@ -363,33 +380,48 @@ void Program::copy_pages(Team& team) const {
 }
 
 void Program::run(Team& team) {
-    uint64_t* moment = log_ && team.index == 0 ? log_.calls() : nullptr;
+    const Script& mine = script(team.index);
     if (input_->copies) copy_pages(team);
     for (size_t i = 0; i < prelude_of_.size(); ++i) {
-        Args args = prelude_of_[i]->args;
-        args.workspace = shared_[i].at();
+        const Choice& asked = *prelude_of_[i];
+        const View* operands[kMostOperands];
+        for (size_t at = 0; at < asked.ins; ++at) operands[at] = slots_[asked.slots[at]].get();
+        Args args = asked.args;
+        args.ins = operands, args.workspace = shared_[i].at();
         prelude_kernels_[i](args, team);
     }
     if (!prelude_of_.empty() || log_) team.barrier();
+    uint64_t* moment = log_ && team.index == 0 ? log_.calls() : nullptr;
+    int noted = 0;
     if (moment) *moment = ticks();  // waking the team, and what all calls share, is no call's
-    for (const Call& call : calls_) {
-        const int64_t rows = counts_[call.rows];
-        if (rows == 0) {
-            if (moment) moment[1] = moment[0], ++moment;
-            continue;
+    for (const Line& line : mine.lines) {
+        if (line.meets) team.barrier();
+        if (line.apart) {
+            Team alone;
+            line.kernel(line.args, alone);
+        } else {
+            line.kernel(line.args, team);
+            team.barrier();
         }
-        const Choice* chosen = nullptr;
-        for (const auto& choice : call.choices) {
-            chosen = choice.get();
-            if (chosen->bound == 0 || rows <= chosen->bound) break;
-        }
-        chosen->kernel(chosen->args, team);
-        team.barrier();
-        if (moment) *++moment = ticks();
+        if (moment == nullptr) continue;
+        for (; noted < line.call; ++noted) moment[noted + 1] = moment[noted];  // calls without rows, or made with another
+        moment[++noted] = ticks();
+        if (line.args.behind == nullptr || line.args.behind->out == nullptr) continue;
+        moment[noted + 1] = moment[noted], moment[noted] -= spent_;
+        ++noted, spent_ = 0;
     }
+    for (; moment && noted < static_cast<int>(calls_.size()); ++noted) moment[noted + 1] = moment[noted];
     if (counts_[kLogits] == 0) return;
-    const View* operands[] = {slots_[logits_].get(), &flags_view_};
-    finite_(Args{operands, operands + 1, nullptr, report_room_.at(), nullptr}, team);
+    if (noted_) {
+        for (int64_t row = team.index; row < counts_[kLogits]; row += team.count) {
+            bool finite = true;
+            for (int64_t thread = 0; thread < team.count; ++thread) finite &= tops_[row * team.count + thread].finite;
+            flags_[row] = finite;
+        }
+    } else {
+        const View* operands[] = {slots_[logits_].get(), &flags_view_};
+        finite_(Args{operands, operands + 1, nullptr, report_room_.at(), nullptr}, team);
+    }
     if (score_rows_.count() == 0) return;
     team.barrier();
     const View* scored[] = {slots_[logits_].get(), &rows_view_, &given_view_, &given_out_, &likeliest_out_, &values_out_};

@@ -1,7 +1,8 @@
 // A plan made ready to run: slots, calls over them, and all memory that a step needs, made once.
 //
 // A step is one call of `launch`, and a program computes one at a time. Every thread of the team walks through all calls
-// with a barrier after each; nothing is allocated there, and nobody but them is waited for.
+// with a barrier after each but those that each computes for itself; nothing is allocated there, and nobody but them is
+// waited for.
 
 #pragma once
 
@@ -19,6 +20,9 @@
 #include "step_log.h"
 
 namespace allotrope {
+
+constexpr int64_t kFewRows = 2;     // that each thread makes for itself, where that takes less time than to meet
+constexpr int64_t kJointRows = 16;  // of a layer and what stands behind it: more are faster one after the other
 
 enum Rows { kTokens, kLogits, kSamples, kRowKinds };
 enum Want : uint8_t { kWantNone, kWantLast, kWantAll };
@@ -51,7 +55,7 @@ class Program {
 
     // Slots, by number.
     int fixed(const View& view);                            // a weight or a cache
-    void moved(int slot, char* to) { slots_.at(slot)->data = to; }  // such a weight lies elsewhere now
+    void moved(int slot, char* to) { slots_.at(slot)->data = to, ++version_; }  // such a weight lies elsewhere now
     int cache(const View& view, int64_t apart);             // the same; pages lie so far apart, and may be copied
     int buffer(Rows rows, int64_t width, Dtype dtype, int region);  // an activation buffer; equal regions share memory
     int part(int of, int64_t start, int64_t width);         // columns of a buffer
@@ -61,6 +65,11 @@ class Program {
     void call(Rows rows);
     void choice(int64_t bound, const std::string& kernel, const std::vector<double>& numbers, const std::vector<int>& ins,
                 const std::vector<int>& outs, const std::string& prelude, const std::vector<double>& key);
+    // The call that comes next stands behind the last one, a linear layer; of few rows it is computed with it, as `Behind`
+    // says. `residual` may be absent.
+    void behind(int out, int residual, int curve, bool gated);
+    // Every call by itself, shared out among the threads: what all else is compared with.
+    void plainly() { plain_ = true; }
     void logits(int slot) { logits_ = slot; }
     void sampled(int tokens, int logprobs) { tokens_ = tokens, logprobs_ = logprobs; }
 
@@ -76,7 +85,7 @@ class Program {
     int64_t repeated() const { return repeated_; }  // how many steps the last launch was
 
     // From now on it is noted when each call ends, in room for so many steps.
-    void clock(int64_t steps) { log_ = StepLog(static_cast<int64_t>(calls_.size()), steps); }
+    void clock(int64_t steps) { log_ = StepLog(static_cast<int64_t>(calls_.size()), steps), ++version_; }
     StepLog& log() { return log_; }
 
     // Of the last step: what was to be reported, row by row.
@@ -90,14 +99,37 @@ class Program {
     struct Choice {
         int64_t bound;
         Kernel kernel;
+        Kind kind;
         std::vector<double> numbers;
-        std::vector<const View*> operands;  // ins, then outs
+        std::vector<int> slots;  // ins, then outs
+        size_t ins;
         int prelude;
-        Args args;
+        Args args;  // without operands
     };
     struct Call {
         Rows rows;
         std::vector<std::unique_ptr<Choice>> choices;
+        Behind behind;
+        int out = 0, residual = 0;  // slots of what stands behind it, which is the next call
+        bool apart = false;         // few rows are made by each thread for itself
+        std::vector<int> own;       // of what it reads, the slots whose rows each thread has made for itself
+    };
+    // What a thread does for one call of a step.
+    struct Line {
+        Kernel kernel;
+        Args args;
+        int call;
+        bool apart;  // alone; else all meet afterwards
+        bool meets;  // all meet before it: somebody may still read for himself what it writes
+    };
+    // All calls of a step, as one thread makes them. What a call needs lies side by side, in the order in which it is asked
+    // for: between two steps weights have swept the caches, and to look for each thing would take longer than small calls do.
+    struct Script {
+        std::vector<Line> lines;
+        std::vector<const View*> operands;
+        std::vector<View> views;
+        std::vector<Behind> behinds;
+        int64_t version = -1;
     };
     struct Buffer {
         int slot;
@@ -133,6 +165,15 @@ class Program {
     void run(Team& team);
     void copy_pages(Team& team) const;
     void compute(const StepInput& step, const StepOutput& out);
+    void part_threads();
+    void find_apart();
+    void find_own();
+    void take_notes(int64_t logit_rows);
+    const Script& script(int thread);
+    void write_script(int thread);
+    int root_of(int slot) const;
+    int region_of(int slot) const;
+    std::vector<int> outs_of(const Call& call) const;
     void give(const StepInput& step, const StepOutput& out);
     static void run_thread(void* context, Team& team) { static_cast<Program*>(context)->run(team); }
 
@@ -153,6 +194,15 @@ class Program {
     std::vector<Memory> memory_;
     Memory workspace_;
     std::vector<Memory> shared_;
+    std::vector<Script> scripts_;       // per thread
+    int64_t version_ = 0;               // goes up where a script would be another
+    std::map<int, int64_t> own_;        // buffers that each thread has to itself while rows are few: where in its memory
+    Memory own_memory_;
+    int64_t own_bytes_ = 0;             // of a thread
+    std::vector<Top> tops_;
+    uint64_t spent_ = 0;                // ticks of the first thread on what stands behind a layer, while there is a clock
+    bool plain_ = false;
+    bool noted_ = false;                // the layer that makes the logits fills `tops_`
     std::vector<int64_t> capacity_ = std::vector<int64_t>(kRowKinds, 0), counts_ = capacity_;
     int64_t most_tokens_ = 0;  // of the steps for which pages were enlarged
     bool poisoned_ = false;

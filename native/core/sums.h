@@ -4,6 +4,7 @@
 #pragma once
 
 #include "maths.h"
+#include "peaks.h"
 
 namespace allotrope::ALLOTROPE_ISA {
 
@@ -62,56 +63,12 @@ inline D exp_below(D x) {
     return x > -700.0 ? found : D{};
 }
 
-// A chunk's largest value, NaN if it holds one; and whether all of it is finite.
-struct Peak {
-    float top;
-    bool finite;
-};
-
-inline bool any_of(I mask) {
-    bool found = false;
-    for (int i = 0; i < kLanes; ++i) found |= mask[i] != 0;
-    return found;
-}
-
-inline Peak chunk_peak(const float* from, int64_t count) {
-    F tops = splat(-INFINITY);
-    I spoilt{}, unordered{};
-    over(
-        0, count,
-        [&](int64_t at) {
-            const F value = load(from + at);
-            tops = max(value, tops);
-            spoilt |= (value - value) != 0.0f;
-            unordered |= value != value;
-        },
-        [&](int64_t at, int64_t left) {
-            const F value = load_some(from + at, left);
-            for (int64_t i = 0; i < left; ++i) tops[0] = value[i] > tops[0] ? value[i] : tops[0];
-            spoilt |= (value - value) != 0.0f;
-            unordered |= value != value;
-        });
-    return {any_of(unordered) ? NAN : largest(tops), !any_of(spoilt)};
-}
-
 // A number's bits as an unsigned integer that orders as the numbers do; −0 is 0.
 inline uint32_t ordered(float value) {
     uint32_t bits;
     value += 0.0f;
     std::memcpy(&bits, &value, sizeof bits);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// The largest of so many chunks' tops, which top(chunk) gives; NaN if there is one.
-template <class Top>
-inline float top_of(int64_t chunks, Top top) {
-    float found = -INFINITY;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const float here = top(chunk);
-        if (here != here) return here;
-        found = here > found ? here : found;
-    }
-    return found;
 }
 
 // Calls body(row, chunk, first, length) for a thread's part of the chunks of so many rows.
@@ -125,7 +82,7 @@ inline void for_chunks(int64_t rows, int64_t vocab, const Team& team, Body body)
     }
 }
 
-// Σ e^(value − peak) over a chunk: exponentials in fp32, their sum in fp64.
+// Σ e^(value − peak) over a chunk, whose values are not above it: exponentials in fp32, their sum in fp64.
 inline double mass_of(const float* from, int64_t count, float peak) {
     D sums[2] = {};
     const auto add = [&](F value) {
@@ -134,9 +91,21 @@ inline double mass_of(const float* from, int64_t count, float peak) {
         sums[0] += widen(whole);
         sums[1] += widen(whole + kWideLanes);
     };
+    int64_t at = 0;
+    for (; at + 4 * kLanes <= count; at += 4 * kLanes) {
+        F some[4];
+        for (int i = 0; i < 4; ++i) some[i] = load(from + at + i * kLanes) - peak;
+        exps_below(some);
+        for (int i = 0; i < 4; ++i) add(some[i]);
+    }
+    const auto one = [&](F value) {
+        F some[1] = {value};
+        exps_below(some);
+        return some[0];
+    };
     over(
-        0, count, [&](int64_t at) { add(exp(load(from + at) - peak)); },
-        [&](int64_t at, int64_t left) { add(keep(exp(load_some(from + at, left) - peak), left)); });
+        at, count, [&](int64_t here) { add(one(load(from + here) - peak)); },
+        [&](int64_t here, int64_t left) { add(keep(one(load_some(from + here, left) - peak), left)); });
     return sum(sums[0] + sums[1]);
 }
 

@@ -13,6 +13,6 @@ void add(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"add", add})
+ALLOTROPE_KERNELS({"add", add, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

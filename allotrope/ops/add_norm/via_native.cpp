@@ -28,6 +28,6 @@ void add_norm(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"add_norm", add_norm})
+ALLOTROPE_KERNELS({"add_norm", add_norm, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

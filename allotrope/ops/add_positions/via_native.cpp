@@ -21,6 +21,6 @@ void add_positions(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"add_positions", add_positions})
+ALLOTROPE_KERNELS({"add_positions", add_positions, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -18,6 +18,6 @@ void layernorm(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"layernorm", layernorm})
+ALLOTROPE_KERNELS({"layernorm", layernorm, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

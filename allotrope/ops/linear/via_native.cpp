@@ -13,6 +13,6 @@ void linear(const Args& args, Team& team) { multiply<Fp32, false>(linear_product
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"linear", linear, product_workspace<Fp32>})
+ALLOTROPE_KERNELS({"linear", linear, product_workspace<Fp32>, Kind::linear})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -14,7 +14,7 @@ void linear_stored(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"linear_fp16", linear_stored<Fp16>, product_workspace<Fp16>},
-                  {"linear_bf16", linear_stored<Bf16>, product_workspace<Bf16>})
+ALLOTROPE_KERNELS({"linear_fp16", linear_stored<Fp16>, product_workspace<Fp16>, Kind::linear},
+                  {"linear_bf16", linear_stored<Bf16>, product_workspace<Bf16>, Kind::linear})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -24,6 +24,6 @@ void logn(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"logn", logn})
+ALLOTROPE_KERNELS({"logn", logn, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -19,6 +19,6 @@ void reorder(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"reorder", reorder})
+ALLOTROPE_KERNELS({"reorder", reorder, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

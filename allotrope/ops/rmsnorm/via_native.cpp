@@ -22,6 +22,6 @@ void rmsnorm(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"rmsnorm", rmsnorm})
+ALLOTROPE_KERNELS({"rmsnorm", rmsnorm, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA

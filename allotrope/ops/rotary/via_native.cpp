@@ -95,6 +95,6 @@ void rotary(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"rotary", rotary}, {"rotary_turns", rotary_turns})
+ALLOTROPE_KERNELS({"rotary", rotary, nullptr, Kind::rows}, {"rotary_turns", rotary_turns})
 
 }  // namespace allotrope::ALLOTROPE_ISA

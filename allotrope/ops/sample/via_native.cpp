@@ -1,5 +1,6 @@
 // Sampling: exactly the contract's definition. The vocabulary is worked on in chunks, by all threads; what comes out of
-// them is put together by one thread per row.
+// them is put together by one thread per row. Where the layer before has noted the largest logits, nobody looks for them
+// again.
 //
 // As many rows as there are threads are taken at a time:
 //
@@ -191,10 +192,11 @@ struct Sampling {
     const float *temperature, *top_p, *min_p;
     const int32_t* top_k;
     const View &adjust_rows, &adjust_tokens, &adjust_divide, &adjust_add;
-    int64_t vocab, count, chunks;
+    int64_t vocab, count, chunks, threads;
+    const Top* noted;  // by the layer that made the logits; null if nobody has, or they are adjusted
     double unit;
 
-    explicit Sampling(const Args& args)
+    Sampling(const Args& args, const Team& team)
         : logits(args.in(0)),
           tokens(args.out(0)),
           logprobs(args.out(1)),
@@ -211,7 +213,9 @@ struct Sampling {
           adjust_add(args.in(11)),
           vocab(args.in(0).width),
           count(args.in(1).width),
-          chunks(chunks_of(args.in(0).width)) {
+          chunks(chunks_of(args.in(0).width)),
+          threads(team.count),
+          noted(args.behind == nullptr || adjusts() ? nullptr : args.behind->tops) {
         int bits = 0;
         while (vocab >> bits) ++bits;
         unit = std::ldexp(1.0, 52 - bits);
@@ -227,14 +231,33 @@ struct Sampling {
         logit = static_cast<float>((x > 0 ? x / divide : x * divide) + add);
     }
 
-    float top(const Room& room, bool of_raw) const {
+    const Top& note(int64_t row, int64_t thread) const { return noted[rows[row] * threads + thread]; }
+
+    float top(int64_t row, const Room& room, bool of_raw) const {
+        if (noted != nullptr) return top_of(threads, [&](int64_t thread) { return note(row, thread).top; });
         return top_of(chunks, [&](int64_t chunk) {
             return of_raw ? room.records[chunk].raw.top : room.records[chunk].adjusted.top;
         });
     }
 
+    // The first of the tokens that have the largest logit, which is this one.
+    int64_t likeliest(int64_t row, const Room& room, float top) const {
+        const float* mine = shown(row, room);
+        int64_t begin = 0, length = vocab;
+        if (noted != nullptr) {
+            int64_t thread = 0;
+            while (!(note(row, thread).top == top)) ++thread;
+            begin = note(row, thread).begin, length = vocab - begin;
+        } else {
+            int64_t chunk = 0;
+            while (!(room.records[chunk].adjusted.top == top)) ++chunk;
+            begin = chunk * kChunk, length = length_of(chunk, vocab);
+        }
+        return begin + first_of(mine + begin, length, top);
+    }
+
     void finish(int64_t row, const Room& room) const {
-        const float raw_top = top(room, true), shown_top = top(room, false);
+        const float raw_top = top(row, room, true), shown_top = top(row, room, false);
         int64_t& token = *tokens.row<int64_t>(row);
         float& logprob = *logprobs.row<float>(row);
         token = 0;
@@ -252,16 +275,14 @@ struct Sampling {
                 filter(mine, room, vocab, total, top_k[row], top_p[row], least);
             token = draw(room, vocab, uniform(seeds[row], positions[row]));
         } else {
-            int64_t chunk = 0;
-            while (!(room.records[chunk].adjusted.top == shown_top)) ++chunk;
-            token = chunk * kChunk + first_of(mine + chunk * kChunk, length_of(chunk, vocab), shown_top);
+            token = likeliest(row, room, shown_top);
         }
         logprob = static_cast<float>(static_cast<double>(raw(row)[token]) - raw_top - std::log(mass));
     }
 };
 
 void sample(const Args& args, Team& team) {
-    const Sampling step(args);
+    const Sampling step(args, team);
     const auto room_of = [&](int64_t row) { return Room(args.workspace, step.vocab, row, team.count, team.index); };
     for (int64_t start = 0; start < step.count; start += team.count) {
         const int64_t rows = step.count - start < team.count ? step.count - start : team.count;
@@ -281,18 +302,20 @@ void sample(const Args& args, Team& team) {
             }
             team.barrier();
         }
-        each_chunk([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
-            Record& record = room.records[chunk];
-            record.raw = chunk_peak(step.raw(row) + first, length);
-            record.adjusted = step.adjusts() ? chunk_peak(room.adjusted + first, length) : record.raw;
-        });
-        team.barrier();
+        if (step.noted == nullptr) {
+            each_chunk([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
+                Record& record = room.records[chunk];
+                record.raw = chunk_peak(step.raw(row) + first, length);
+                record.adjusted = step.adjusts() ? chunk_peak(room.adjusted + first, length) : record.raw;
+            });
+            team.barrier();
+        }
         each_chunk([&](int64_t row, int64_t chunk, int64_t first, int64_t length, const Room& room) {
             Record& record = room.records[chunk];
             record.weight = 0;
-            record.mass = mass_of(step.raw(row) + first, length, step.top(room, true));
+            record.mass = mass_of(step.raw(row) + first, length, step.top(row, room, true));
             if (step.temperature[row] > 0)
-                weigh(room.weights + first, step.shown(row, room) + first, length, step.top(room, false),
+                weigh(room.weights + first, step.shown(row, room) + first, length, step.top(row, room, false),
                       step.temperature[row], step.unit, &record.weight);
         });
         team.barrier();

@@ -17,6 +17,6 @@ void select_rows(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"select_rows", select_rows})
+ALLOTROPE_KERNELS({"select_rows", select_rows, nullptr, Kind::rows})
 
 }  // namespace allotrope::ALLOTROPE_ISA
