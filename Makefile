@@ -29,7 +29,7 @@ native: ## the native core, beside the package: what changed since the last time
 	@$(BIN)/cmake --install build/native --prefix . > /dev/null
 
 # What makes the module's own sources work: steps of every form, engines of native calls, calls one by one.
-MODULE_TESTS = tests/test_native_step.py tests/test_native_repeats.py tests/test_native_executor.py tests/test_eager_reports.py tests/test_native_timing.py
+MODULE_TESTS = tests/test_native_joints.py tests/test_native_step.py tests/test_native_repeats.py tests/test_native_executor.py tests/test_eager_reports.py tests/test_native_timing.py
 
 sanitize: setup ## the native core and its Python face under the address, undefined-behaviour and thread sanitizers: minutes
 	@$(BIN)/python -c "import sys; from allotrope import native; sys.exit(native.why_not())"

@@ -11,6 +11,7 @@ import pytest
 from allotrope.artifact import plan as plans
 from allotrope.artifact.plan import TOKENS, Plan
 from allotrope.build import build
+from allotrope.runtime.joints import joints
 from allotrope.runtime.sharing import bytes_of, regions
 from allotrope.runtime.step import WANT_ALL
 from tests.engines import plan_of
@@ -49,6 +50,31 @@ def test_who_reads_finds_what_was_written_for_him(name: str) -> None:
     assert misled(plan_of(RECIPES[name])) == []
 
 
+BY_ROWS = ("add", "add_norm", "add_positions", "layernorm", "rmsnorm", "rotary", "select_rows")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_thread_reads_for_itself_is_left_alone_until_all_meet(name: str) -> None:
+    """And what is computed together reads and writes at once."""
+    plan = plan_of(RECIPES[name])
+    together = joints(plan, lambda call: call.op == "linear")
+    assert together
+    found = regions(plan, together, lambda call: call.op in BY_ROWS)
+    read, behind = set[int](), {joint.call.path: path for path, joint in together.items()}
+    for before, call in zip((None, *plan.calls), plan.calls, strict=False):
+        writes = {found[owner(plan, slot)] for slot in call.outs.values() if plans.kind(slot) == "b"}
+        reads = {found[owner(plan, slot)] for slot in call.ins.values() if plans.kind(slot) == "b"}
+        if call.path in behind and before is not None:
+            inputs = {found[owner(plan, slot)] for slot in before.ins.values() if plans.kind(slot) == "b"}
+            assert before.path == behind[call.path]
+            assert writes.isdisjoint(inputs), call.path
+        if call.op in BY_ROWS and call.path not in behind:
+            read |= reads
+        else:
+            assert writes.isdisjoint(read), call.path
+            read = set()
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_in_every_familys_fused_plan_too(tmp_path: Path, kind: str) -> None:
     built = build(str(checkpoint(kind, tmp_path / "ckpt")), tmp_path / "engine", weights="int8", **QUICK)
@@ -82,6 +108,6 @@ def test_an_engine_computes_the_same_with_and_without(name: str, monkeypatch: py
     engine, step = native_engine(RECIPES[name]), one_step([5, 6, 7, 8, 9, 5, 7], WANT_ALL)
     shared = native_executor(engine).run(step).logits.copy()
     monkeypatch.setattr(
-        "allotrope.runtime.native.regions", lambda plan: {name: number for number, name in enumerate(plan.buffers)}
+        "allotrope.runtime.native.regions", lambda plan, *_: {name: number for number, name in enumerate(plan.buffers)}
     )
     assert np.array_equal(native_executor(engine).run(step).logits, shared)

@@ -119,6 +119,9 @@ class Again {
                             static_cast<int>(given.at(3)));
         else if (what == "part") program_.part(static_cast<int>(given.at(0)), given.at(1), given.at(2));
         else if (what == "call") program_.call(static_cast<Rows>(given.at(0)));
+        else if (what == "behind")
+            program_.behind(static_cast<int>(given.at(0)), static_cast<int>(given.at(1)), static_cast<int>(given.at(2)),
+                            given.at(3) != 0);
         else if (what == "logits") program_.logits(static_cast<int>(given.at(0)));
         else if (what == "sampled") program_.sampled(static_cast<int>(given.at(0)), static_cast<int>(given.at(1)));
         else if (what == "reserve") reserve(given);

@@ -97,6 +97,9 @@ class Recorded:
     def call(self, rows: int) -> Any:
         return self._whole("call", rows)
 
+    def behind(self, out: int, residual: int, curve: int, gated: bool) -> Any:
+        return self._whole("behind", out, residual, curve, gated)
+
     def logits(self, slot: int) -> Any:
         return self._whole("logits", slot)
 
