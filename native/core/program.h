@@ -102,6 +102,7 @@ class Program {
         Kind kind;
         std::vector<double> numbers;
         std::vector<int> slots;  // ins, then outs
+        std::vector<char> own;   // of these, whether each thread has the rows to itself while they are few
         size_t ins;
         int prelude;
         Args args;  // without operands
@@ -111,8 +112,16 @@ class Program {
         std::vector<std::unique_ptr<Choice>> choices;
         Behind behind;
         int out = 0, residual = 0;  // slots of what stands behind it, which is the next call
+        bool own_residual = false;  // as `own`
         bool apart = false;         // few rows are made by each thread for itself
-        std::vector<int> own;       // of what it reads, the slots whose rows each thread has made for itself
+    };
+    // What is known of a slot once room was made.
+    struct Place {
+        bool fleeting = false;  // another in each step
+        int root = -1;          // the buffer that it is, or is a part of
+        int region = -1;        // equal ones share memory; of what is no buffer −1
+        Rows rows = kTokens;
+        int64_t own = -1;       // where it begins in the memory that each thread has to itself
     };
     // What a thread does for one call of a step.
     struct Line {
@@ -171,8 +180,7 @@ class Program {
     void take_notes(int64_t logit_rows);
     const Script& script(int thread);
     void write_script(int thread);
-    int root_of(int slot) const;
-    int region_of(int slot) const;
+    void find_places();
     std::vector<int> outs_of(const Call& call) const;
     void give(const StepInput& step, const StepOutput& out);
     static void run_thread(void* context, Team& team) { static_cast<Program*>(context)->run(team); }
@@ -196,7 +204,8 @@ class Program {
     std::vector<Memory> shared_;
     std::vector<Script> scripts_;       // per thread
     int64_t version_ = 0;               // goes up where a script would be another
-    std::map<int, int64_t> own_;        // buffers that each thread has to itself while rows are few: where in its memory
+    std::vector<Place> places_;         // by slot
+    int regions_ = 0;
     Memory own_memory_;
     int64_t own_bytes_ = 0;             // of a thread
     std::vector<Top> tops_;

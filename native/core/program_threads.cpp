@@ -15,20 +15,6 @@
 
 namespace allotrope {
 
-int Program::root_of(int slot) const {
-    for (const Buffer& buffer : buffers_)
-        if (buffer.slot == slot) return buffer.of < 0 ? slot : buffer.of;
-    return -1;
-}
-
-// Equal numbers share memory. What is no buffer has −1; the logits, which lie by themselves, their own.
-int Program::region_of(int slot) const {
-    const int root = root_of(slot);
-    for (const Buffer& buffer : buffers_)
-        if (buffer.slot == root) return root == logits_ ? -2 : buffer.region;
-    return -1;
-}
-
 // The slots that a call writes.
 std::vector<int> Program::outs_of(const Call& call) const {
     const Choice& choice = *call.choices.at(0);
@@ -37,11 +23,24 @@ std::vector<int> Program::outs_of(const Call& call) const {
 
 // After room was made. All this follows from the calls, and from where buffers lie.
 void Program::part_threads() {
+    find_places();
     find_apart();
     find_own();
     take_notes(capacity_[kLogits]);
     scripts_.resize(static_cast<size_t>(pace_.most()));
     ++version_;
+}
+
+void Program::find_places() {
+    places_.assign(slots_.size(), {});
+    for (const auto& [name, slot] : step_slots_) places_[slot].fleeting = true;
+    regions_ = 1;  // 0: the logits, which lie by themselves
+    for (const Buffer& buffer : buffers_) {
+        const int root = buffer.of < 0 ? buffer.slot : buffer.of;
+        if (buffer.of < 0) regions_ = std::max(regions_, buffer.region + 2);
+        const int region = buffer.of >= 0 ? places_[root].region : root == logits_ ? 0 : buffer.region + 1;
+        places_[buffer.slot] = {false, root, region, buffer.rows, -1};
+    }
 }
 
 // Calls of which few rows are made by each thread: all they write are whole buffers that nobody outside reads, and that
@@ -50,35 +49,43 @@ void Program::find_apart() {
     std::set<int> shared = {logits_, tokens_, logprobs_};
     for (const Call& call : calls_)
         for (const int slot : outs_of(call))
-            if (const int root = root_of(slot); root != slot) shared.insert(root);
+            if (places_[slot].root != slot) shared.insert(places_[slot].root);
     bool behind = false;  // then threads share it out with the layer before it
     for (Call& call : calls_) {
         call.apart = !plain_ && !std::exchange(behind, call.out != 0);
         for (const auto& choice : call.choices) call.apart &= choice->kind == Kind::rows;
-        for (const int slot : outs_of(call)) call.apart &= root_of(slot) == slot && !shared.contains(slot);
+        for (const int slot : outs_of(call)) call.apart &= places_[slot].root == slot && !shared.contains(slot);
     }
 }
 
-// The memory that each thread needs for those; and for every call which slots it reads that were made so, rather than
-// shared out, when they were last written.
+// Which operands were made so, rather than shared out, when they were last written; and the memory that each thread needs
+// for them.
 void Program::find_own() {
-    own_.clear(), own_bytes_ = 0;
+    own_bytes_ = 0;
     std::set<int> now;
     for (Call& call : calls_) {
-        call.own.clear();
-        const auto look = [&](int slot) {
-            if (now.contains(root_of(slot))) call.own.push_back(slot);
-        };
-        for (const auto& choice : call.choices) std::for_each_n(choice->slots.begin(), choice->ins, look);
-        if (call.residual != 0) look(call.residual);
+        const auto is_own = [&](int slot) { return now.contains(places_[slot].root); };
+        for (const auto& choice : call.choices) {
+            choice->own.assign(choice->slots.size(), call.apart);
+            std::transform(choice->slots.begin(), choice->slots.begin() + static_cast<std::ptrdiff_t>(choice->ins),
+                           choice->own.begin(), is_own);
+        }
+        call.own_residual = call.residual != 0 && is_own(call.residual);
         for (const int slot : outs_of(call)) {
             if (!call.apart) {
-                now.erase(root_of(slot));
+                now.erase(places_[slot].root);
                 continue;
             }
             now.insert(slot);
-            if (own_.emplace(slot, own_bytes_).second) own_bytes_ += (slots_[slot]->stride * kFewRows + 63) / 64 * 64;
+            if (places_[slot].own >= 0) continue;
+            places_[slot].own = own_bytes_;
+            own_bytes_ += (slots_[slot]->stride * kFewRows + 63) / 64 * 64;
         }
+    }
+    for (const Buffer& buffer : buffers_) {
+        const View& whole = *slots_[places_[buffer.slot].root];
+        const int64_t begin = places_[places_[buffer.slot].root].own;
+        if (buffer.of >= 0 && begin >= 0) places_[buffer.slot].own = begin + buffer.start * (whole.stride / whole.width);
     }
     own_memory_ = Memory(static_cast<size_t>(own_bytes_ * pace_.most()));
 }
@@ -89,7 +96,7 @@ void Program::take_notes(int64_t logit_rows) {
     int makers = 0;
     for (Call& call : calls_)
         for (const int slot : outs_of(call)) {
-            if (root_of(slot) == logits_) maker = &call, ++makers;
+            if (places_[slot].root == logits_) maker = &call, ++makers;
             if (slot == tokens_) sampler = &call;
         }
     noted_ = !plain_ && makers == 1 && sampler != nullptr && maker->out == 0;
@@ -116,18 +123,13 @@ void Program::write_script(int thread) {
     mine.lines.reserve(calls_.size()), mine.operands.reserve(operands), mine.views.reserve(operands);
     mine.behinds.reserve(calls_.size());  // what points into them must not move
 
-    std::set<int> fleeting, read;
-    for (const auto& [name, slot] : step_slots_) fleeting.insert(slot);
+    std::vector<char> read(static_cast<size_t>(regions_), 0);  // by region, whether a thread may still do so for itself
     char* const memory = own_memory_.at() + thread * own_bytes_;
     const auto view_of = [&](int slot, bool own) -> const View* {
-        if (fleeting.contains(slot)) return slots_[slot].get();  // another in each step
+        const Place& place = places_[slot];
+        if (place.fleeting) return slots_[slot].get();
         View& view = mine.views.emplace_back(*slots_[slot]);
-        if (!own) return &view;
-        for (const Buffer& buffer : buffers_) {
-            if (buffer.slot != slot || counts_[buffer.rows] > kFewRows) continue;
-            const int64_t item = buffer.width > 0 ? view.stride / slots_[root_of(slot)]->width : 0;
-            view.data = memory + own_.at(root_of(slot)) + (buffer.of < 0 ? 0 : buffer.start * item);
-        }
+        if (own && counts_[place.rows] <= kFewRows) view.data = memory + place.own;
         return &view;
     };
     bool made = false;  // with the call before it
@@ -141,35 +143,31 @@ void Program::write_script(int thread) {
             chosen = choice.get();
             if (chosen->bound == 0 || rows <= chosen->bound) break;
         }
-        const auto given = [&](int slot) {
-            return view_of(slot, std::find(call.own.begin(), call.own.end(), slot) != call.own.end());
-        };
         Line& line = mine.lines.emplace_back();
         line.kernel = chosen->kernel, line.args = chosen->args, line.call = static_cast<int>(i);
         line.apart = call.apart && rows <= kFewRows;
         line.args.ins = mine.operands.data() + mine.operands.size();
         line.args.outs = line.args.ins + chosen->ins;
-        for (size_t at = 0; at < chosen->slots.size(); ++at) {
-            const int slot = chosen->slots[at];
-            mine.operands.push_back(at < chosen->ins ? given(slot) : view_of(slot, call.apart));
-        }
+        for (size_t at = 0; at < chosen->slots.size(); ++at)
+            mine.operands.push_back(view_of(chosen->slots[at], chosen->own[at] != 0));
         if (made || call.behind.tops != nullptr) {
             Behind& behind = mine.behinds.emplace_back();
             if (made) behind = call.behind, behind.out = view_of(call.out, false);
-            if (made && call.residual != 0) behind.residual = given(call.residual);
+            if (made && call.residual != 0) behind.residual = view_of(call.residual, call.own_residual);
             if (made && log_ && thread == 0) behind.spent = &spent_, behind.now = ticks;
             behind.tops = call.behind.tops;
             line.args.behind = &behind;
         }
+        const auto region_of = [&](size_t at) { return places_[chosen->slots[at]].region; };
         if (line.apart) {
-            for (size_t at = 0; at < chosen->ins; ++at) read.insert(region_of(chosen->slots[at]));
+            for (size_t at = 0; at < chosen->ins; ++at)
+                if (region_of(at) >= 0) read[static_cast<size_t>(region_of(at))] = 1;
             continue;
         }
-        std::vector<int> outs = outs_of(call);
-        if (made) outs.push_back(call.out);
-        for (const int slot : outs)
-            if (const int region = region_of(slot); region != -1) line.meets |= read.contains(region);
-        read.clear();
+        for (size_t at = chosen->ins; at < chosen->slots.size(); ++at)
+            line.meets |= region_of(at) >= 0 && read[static_cast<size_t>(region_of(at))];
+        if (made) line.meets |= read[static_cast<size_t>(places_[call.out].region)] != 0;
+        std::fill(read.begin(), read.end(), char{0});
     }
     mine.version = version_;
 }
