@@ -73,6 +73,8 @@ def main() -> None:
     for rows in map(int, args.rows.split(",")):
         length = min(PROMPT + STEPS * (args.turns + 4), engine.manifest.limits["max_len"])
         turns = (length - PROMPT) // STEPS - 1
+        if turns < 2:
+            raise SystemExit(f"the engine's length is {length}; {PROMPT + 3 * STEPS} tokens are needed")
         sides = []
         for plain in (True, False):
             pages = rows * -(-length // PAGE)

@@ -74,13 +74,9 @@ def together(plan: Plan) -> dict[str, str]:
     found = joints(
         plan, lambda call: call.op.startswith("linear") and call.op not in ("linear_add", "linear_activation")
     )
-    last = {
-        path.partition(".")[2].partition(".")[2]: joint.call.path.rpartition(".")[2] for path, joint in found.items()
-    }
-    assert len({(path.split(".")[1], joint.call.path.split(".")[1]) for path, joint in found.items()}) <= len(
-        plan.calls
-    )
-    return last
+    blocks = {(path.split(".")[1], joint.call.path.split(".")[1]) for path, joint in found.items()}
+    assert all(one == other for one, other in blocks)
+    return {path.split(".", 2)[2]: joint.call.path.rpartition(".")[2] for path, joint in found.items()}
 
 
 def crowd(runner: Any, count: int, seqs: int, budget: int) -> list[Any]:
@@ -124,19 +120,24 @@ def test_what_stands_behind_a_layer() -> None:
     assert together(fused(LLAMA, "gate_up", "add_norm")) == {"mlp.gate_up": "act"} | {"mlp.down": "add"}
 
 
-@pytest.mark.parametrize("why", ["another reads it first", "not halves", "results over inputs"])
+@pytest.mark.parametrize(
+    "why", ["another reads it first", "not halves", "more than halves", "results over inputs", "a part is activated"]
+)
 def test_what_does_not_stand_behind_it(why: str) -> None:
     plan = fused(LLAMA, "gate_up")
     linear = next(i for i, call in enumerate(plan.calls) if call.path.endswith("0.mlp.gate_up"))
     buffers, calls = dict(plan.buffers), list(plan.calls)
+    gated = calls[linear + 1]
     if why == "another reads it first":
         calls.insert(linear + 1, calls[linear - 1])
     elif why == "not halves":
-        buffers["gate"], buffers["up"] = (
-            replace(buffers["gate"], width=width, start=start) for start, width in ((0, 40), (40, 56))
-        )
+        buffers["gate"] = replace(buffers["gate"], width=40)
+    elif why == "more than halves":
+        buffers["gate_up"] = replace(buffers["gate_up"], width=112)
+    elif why == "results over inputs":
+        calls[linear + 1] = replace(gated, outs={"out": calls[linear].ins["x"]})
     else:
-        calls[linear + 1] = replace(calls[linear + 1], outs={"out": calls[linear].ins["x"]})
+        calls[linear + 1] = replace(gated, op="activation", ins={"x": gated.ins["up"]})
     changed = replace(plan, buffers=buffers, calls=tuple(calls))
     found = joints(changed, lambda call: call.op == "linear")
     assert "blocks.0.mlp.gate_up" not in found
@@ -158,13 +159,40 @@ def test_only_a_layer_of_the_core_has_something_behind_it() -> None:
         False,
         False,
     ]
-    program = core.Program(isa, 1, 4)
-    program.call(0)
-    program.choice(0, "rmsnorm", [1e-5, 1], [0, 0], [0], "", [])
-    with pytest.raises(ValueError, match="no linear layer"):
-        program.behind(0, 0, -1, False)
     with pytest.raises(ValueError, match="no kernel is named abacus"):
         core.is_linear(isa, "abacus")
+
+
+@pytest.mark.parametrize(
+    ("says", "width", "behind", "kernel", "wrote"),
+    [
+        ("no linear layer", 32, (2, 0, -1, False), "rmsnorm", 2),
+        ("must be the next call", 32, (2, 0, 3, False), "linear", 3),
+        ("must have its width", 48, (2, 0, 3, False), "linear", 2),
+        ("must have its width", 32, (2, 0, 3, True), "linear", 2),
+        ("end where panels do", 80, (2, 0, 3, True), "linear", 2),
+    ],
+)
+def test_what_cannot_stand_behind_a_layer_is_refused(
+    says: str, width: int, behind: tuple[int, int, int, bool], kernel: str, wrote: int
+) -> None:
+    """Before any step: the core trusts no plan."""
+    core, isa = native.find().core, native.find().isa
+    program = core.Program(isa, 1, 4)
+    with pytest.raises(ValueError, match="no call behind which"):
+        program.behind(0, 0, -1, False)
+    for wide in (width, 40 if width == 80 else 32, 32):
+        program.buffer(0, wide, 1, 0)
+    for name, out in ((kernel, 1), ("gated", wrote)):
+        program.call(0)
+        program.choice(0, name, [1e-5, 1], [1, 0, 0], [out], "", [])
+        if out == 1:
+            with pytest.raises(IndexError):
+                program.behind(99, 0, -1, False)
+            program.behind(*behind)
+    program.logits(1)
+    with pytest.raises(ValueError, match=says):
+        program.reserve([1, 1, 1], 0, [], 0)
 
 
 def hostile(recipe: Recipe, rows: dict[int, float]) -> MemoryEngine:
@@ -202,11 +230,20 @@ def lacking_room(plan: Plan, together: Any, _: Any) -> dict[str, int]:
     return dict(regions(plan, together))
 
 
-@pytest.mark.parametrize("recipe", [LLAMA, GPT], ids=["llama", "gpt"])
-def test_where_memory_is_written_anew_all_meet_first(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = native_engine(recipe)
+def test_where_memory_is_written_anew_all_meet_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of two rows, over and over: all meet less often than once a call, and once more where they must."""
+
+    def meetings(**options: Any) -> int:
+        runner = native_executor(engine, **options)
+        runner.run(one_step([5, 6], WANT_ALL))
+        return int(runner._core.meetings())
+
+    engine = native_engine(GPT)
     apart = crowd(native_executor(engine, plain=True, pages=200, max_requests=12), 6, 1, 16)
+    assert meetings() < meetings(plain=True) == len(engine.manifest.plan.calls)
+    least = meetings()
     monkeypatch.setattr("allotrope.runtime.native.regions", lacking_room)
+    assert meetings() > least
     for _ in range(20):
         assert crowd(native_executor(engine, threads=2, pages=200, max_requests=12), 6, 2, 2) == apart
 

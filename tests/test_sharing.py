@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from allotrope.artifact import plan as plans
-from allotrope.artifact.plan import TOKENS, Plan
+from allotrope.artifact.plan import TOKENS, Call, Plan
 from allotrope.build import build
 from allotrope.runtime.joints import joints
 from allotrope.runtime.sharing import bytes_of, regions
@@ -60,19 +61,29 @@ def test_what_a_thread_reads_for_itself_is_left_alone_until_all_meet(name: str) 
     together = joints(plan, lambda call: call.op == "linear")
     assert together
     found = regions(plan, together, lambda call: call.op in BY_ROWS)
-    read, behind = set[int](), {joint.call.path: path for path, joint in together.items()}
-    for before, call in zip((None, *plan.calls), plan.calls, strict=False):
-        writes = {found[owner(plan, slot)] for slot in call.outs.values() if plans.kind(slot) == "b"}
-        reads = {found[owner(plan, slot)] for slot in call.ins.values() if plans.kind(slot) == "b"}
-        if call.path in behind and before is not None:
-            inputs = {found[owner(plan, slot)] for slot in before.ins.values() if plans.kind(slot) == "b"}
-            assert before.path == behind[call.path]
-            assert writes.isdisjoint(inputs), call.path
-        if call.op in BY_ROWS and call.path not in behind:
+    read, behind = set[int](), {joint.call.path for joint in together.values()}
+    for place, call in enumerate(plan.calls):
+        if call.path in behind:
+            continue  # looked at with the layer before it
+        reads, writes = places(plan, found, call)
+        if call.path in together:
+            more, results = places(plan, found, plan.calls[place + 1])
+            assert results.isdisjoint(reads), call.path
+            reads, writes = reads | more, writes | results
+        if call.op in BY_ROWS:
             read |= reads
         else:
             assert writes.isdisjoint(read), call.path
             read = set()
+
+
+def places(plan: Plan, found: Mapping[str, int], call: Call) -> tuple[set[int], set[int]]:
+    """The regions that a call reads and writes."""
+    reads, writes = (
+        {found[owner(plan, slot)] for slot in slots.values() if plans.kind(slot) == "b"}
+        for slots in (call.ins, call.outs)
+    )
+    return reads, writes
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -9,7 +9,7 @@ Behind a linear layer, by whoever has just made those outputs:
 And, where a step has few rows, calls that take less time than threads need to meet: each thread computes those for
 itself (native/core/program_threads.cpp). Their inputs are wanted until all have met again.
 
-The arithmetic is the same, and so is every bit: that is tested, and nothing else in the engine knows of it.
+The arithmetic is the same, and so is every bit; it is tested. Plans, other executors and `verify` know nothing of it.
 """
 
 from __future__ import annotations
@@ -66,15 +66,17 @@ def _joint(plan: Plan, linear: Call, call: Call) -> Joint | None:
     out, reads = linear.outs["out"], buffers(plan, linear.ins)
     if plan.buffers[plans.name(out)].of is not None or not reads.isdisjoint(buffers(plan, call.outs)):
         return None  # results would go where others still read inputs
-    own = {operand for operand, slot in call.ins.items() if plans.name(slot) in _within(plan, out)}
     if call.op == "activation":
-        return Joint(call, curve=int(number(call.params)[0])) if own == {"x"} else None
+        return Joint(call, curve=int(number(call.params)[0])) if call.ins["x"] == out else None
     if call.op == "add":
         a, b = call.ins["a"], call.ins["b"]
         return Joint(call, residual=a if b == out else b) if a != b and out in (a, b) else None
+    whole = plans.name(out)
     gate, up = (plan.buffers[plans.name(call.ins[name])] for name in ("gate", "up"))
-    halves = gate.start == 0 and up.start == gate.width == up.width and gate.width % _PANEL == 0
-    return Joint(call, curve=int(number(call.params)[0]), gated=True) if own == {"gate", "up"} and halves else None
+    halves = gate.of == up.of == whole and gate.start == 0 and up.start == gate.width == up.width
+    if not halves or 2 * gate.width != plan.buffers[whole].width or gate.width % _PANEL:
+        return None
+    return Joint(call, curve=int(number(call.params)[0]), gated=True)
 
 
 def work(plan: Plan, together: Mapping[str, Joint], by_rows: Asks) -> Iterator[Work]:
@@ -100,9 +102,3 @@ def buffers(plan: Plan, slots: Mapping[str, str]) -> set[str]:
     while parts := {name for name in names if plan.buffers[name].of is not None}:
         names = names - parts | {str(plan.buffers[name].of) for name in parts}
     return names
-
-
-def _within(plan: Plan, slot: str) -> set[str]:
-    """A buffer and the parts of it."""
-    whole = plans.name(slot)
-    return {whole} | {name for name, buffer in plan.buffers.items() if buffer.of == whole}

@@ -114,6 +114,7 @@ void bind_program(nb::module_& module) {
         .def("read_clock", read_clock)
         .def("needed", &Program::needed)
         .def("repeated", &Program::repeated)
+        .def("meetings", &Program::meetings)
         .def("reported", [](const Program& self) {
             return std::tuple(self.reported(), self.most_likeliest());
         })

@@ -101,8 +101,8 @@ using Sizing = int64_t (*)(const int64_t* sizes, int threads);
 
 enum class Kind : int8_t {
     shared,  // threads share out the work
-    rows,    // so do they, but a row of the outs is made of that row of the ins alone, and in less time than threads need
-             // to meet: where there are few, each thread makes them all for itself. It needs no workspace.
+    rows,    // so do they, but a row is made in less time than threads need to meet: where there are few, each thread makes
+             // them all for itself. It needs no workspace.
     linear,  // a linear layer, which does what `Behind` says
 };
 

@@ -129,12 +129,12 @@ int Program::step(const std::string& name) {
     return step_slots_[name] = static_cast<int>(slots_.size()) - 1;
 }
 
-void Program::call(Rows rows) { calls_.emplace_back().rows = rows; }
+void Program::call(Rows rows) { calls_.emplace_back().rows = rows, parted_ = false; }
 
 void Program::behind(int out, int residual, int curve, bool gated) {
+    if (calls_.empty()) throw std::invalid_argument("there is no call behind which anything could stand");
     Call& call = calls_.back();
-    for (const auto& choice : call.choices)
-        if (choice->kind != Kind::linear) throw std::invalid_argument("nothing can stand behind a kernel that is no linear layer");
+    static_cast<void>(slots_.at(out)), static_cast<void>(slots_.at(residual));  // there must be such
     call.out = out, call.residual = residual;
     call.behind.curve = curve, call.behind.gated = gated;
 }
@@ -175,6 +175,10 @@ void Program::choice(int64_t bound, const std::string& kernel, const std::vector
 void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const std::vector<int64_t>& preludes,
                       char* logits) {
     // All that can fail comes first.
+    if (!parted_) part_threads();
+    const auto threads = static_cast<size_t>(pace_.most());
+    Memory own(static_cast<size_t>(own_bytes_) * threads);
+    std::vector<Top> tops(maker_ == nullptr ? 0 : static_cast<size_t>(rows[kLogits]) * threads);
     std::vector<Memory> memory, shared;
     std::vector<int64_t> sizes;
     for (const Buffer& buffer : buffers_) {
@@ -193,6 +197,10 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
     std::swap(workspace_, room);
     std::swap(shared_, shared);
     std::swap(report_room_, report);
+    std::swap(own_memory_, own);
+    std::swap(tops_, tops);
+    if (maker_ != nullptr) maker_->behind.tops = sampler_->behind.tops = tops_.data();
+    ++version_;
     capacity_ = rows;
     most_tokens_ = 0;
     for (const Buffer& buffer : buffers_) {
@@ -206,7 +214,6 @@ void Program::reserve(const std::vector<int64_t>& rows, int64_t workspace, const
             choice->args.workspace = workspace_.at();
             choice->args.shared = choice->prelude < 0 ? nullptr : shared_[choice->prelude].at();
         }
-    part_threads();
 }
 
 void Program::poison() {
@@ -296,9 +303,9 @@ bool Program::place(const StepInput& step) {
         adjust_rows_.add(among_[step.adjust_rows[entry]]);
         adjust_tokens_.add(step.adjust_tokens[entry]);
     }
-    const std::vector<int64_t> before = std::move(counts_);
+    const std::vector<int64_t> before = counts_;
     counts_ = {step.tokens_in_all, logit_rows_.count(), sample_rows_.count()};
-    if (counts_ != before) ++version_;
+    if (!same_shape(before)) ++version_;
     for (int kind = 0; kind < kRowKinds; ++kind)
         if (counts_[kind] > capacity_[kind]) return false;
     return true;
@@ -394,7 +401,7 @@ void Program::run(Team& team) {
     uint64_t* moment = log_ && team.index == 0 ? log_.calls() : nullptr;
     int noted = 0;
     if (moment) *moment = ticks();  // waking the team, and what all calls share, is no call's
-    for (const Line& line : mine.lines) {
+    for (const Script::Line& line : mine.lines) {
         if (line.meets) team.barrier();
         if (line.apart) {
             Team alone;
@@ -412,7 +419,7 @@ void Program::run(Team& team) {
     }
     for (; moment && noted < static_cast<int>(calls_.size()); ++noted) moment[noted + 1] = moment[noted];
     if (counts_[kLogits] == 0) return;
-    if (noted_) {
+    if (maker_ != nullptr) {
         for (int64_t row = team.index; row < counts_[kLogits]; row += team.count) {
             bool finite = true;
             for (int64_t thread = 0; thread < team.count; ++thread) finite &= tops_[row * team.count + thread].finite;

@@ -17,6 +17,7 @@
 #include "kernel.h"
 #include "memory.h"
 #include "pace.h"
+#include "script.h"
 #include "step_log.h"
 
 namespace allotrope {
@@ -83,6 +84,7 @@ class Program {
     bool launch(const StepInput& step, const StepOutput& out);
     const std::vector<int64_t>& needed() const { return counts_; }
     int64_t repeated() const { return repeated_; }  // how many steps the last launch was
+    int64_t meetings() const { return scripts_.empty() ? 0 : scripts_[0].meetings(); }  // of all threads, in its calls
 
     // From now on it is noted when each call ends, in room for so many steps.
     void clock(int64_t steps) { log_ = StepLog(static_cast<int64_t>(calls_.size()), steps), ++version_; }
@@ -114,6 +116,7 @@ class Program {
         int out = 0, residual = 0;  // slots of what stands behind it, which is the next call
         bool own_residual = false;  // as `own`
         bool apart = false;         // few rows are made by each thread for itself
+        bool joins = false;         // few rows are made together with what stands behind it
     };
     // What is known of a slot once room was made.
     struct Place {
@@ -122,23 +125,6 @@ class Program {
         int region = -1;        // equal ones share memory; of what is no buffer −1
         Rows rows = kTokens;
         int64_t own = -1;       // where it begins in the memory that each thread has to itself
-    };
-    // What a thread does for one call of a step.
-    struct Line {
-        Kernel kernel;
-        Args args;
-        int call;
-        bool apart;  // alone; else all meet afterwards
-        bool meets;  // all meet before it: somebody may still read for himself what it writes
-    };
-    // All calls of a step, as one thread makes them. What a call needs lies side by side, in the order in which it is asked
-    // for: between two steps weights have swept the caches, and to look for each thing would take longer than small calls do.
-    struct Script {
-        std::vector<Line> lines;
-        std::vector<const View*> operands;
-        std::vector<View> views;
-        std::vector<Behind> behinds;
-        int64_t version = -1;
     };
     struct Buffer {
         int slot;
@@ -175,12 +161,16 @@ class Program {
     void copy_pages(Team& team) const;
     void compute(const StepInput& step, const StepOutput& out);
     void part_threads();
+    void find_places();
+    void check_joints();
     void find_apart();
     void find_own();
-    void take_notes(int64_t logit_rows);
+    void find_maker();
+    void find_steps();
+    void size_scripts();
+    bool same_shape(const std::vector<int64_t>& before) const;
     const Script& script(int thread);
-    void write_script(int thread);
-    void find_places();
+    void write_script(int thread) noexcept;
     std::vector<int> outs_of(const Call& call) const;
     void give(const StepInput& step, const StepOutput& out);
     static void run_thread(void* context, Team& team) { static_cast<Program*>(context)->run(team); }
@@ -202,16 +192,18 @@ class Program {
     std::vector<Memory> memory_;
     Memory workspace_;
     std::vector<Memory> shared_;
-    std::vector<Script> scripts_;       // per thread
-    int64_t version_ = 0;               // goes up where a script would be another
-    std::vector<Place> places_;         // by slot
+    std::vector<Script> scripts_;            // per thread
+    std::atomic<int64_t> version_{0};        // goes up where a script would be another
+    std::vector<Place> places_;              // by slot
+    std::vector<int64_t> steps_[kRowKinds];  // numbers of rows up to which a script is the same, upwards
     int regions_ = 0;
+    bool parted_ = false;                    // all of this is known
     Memory own_memory_;
     int64_t own_bytes_ = 0;             // of a thread
     std::vector<Top> tops_;
+    Call *maker_ = nullptr, *sampler_ = nullptr;  // of logits and tokens, if the one can note what the other asks
     uint64_t spent_ = 0;                // ticks of the first thread on what stands behind a layer, while there is a clock
     bool plain_ = false;
-    bool noted_ = false;                // the layer that makes the logits fills `tops_`
     std::vector<int64_t> capacity_ = std::vector<int64_t>(kRowKinds, 0), counts_ = capacity_;
     int64_t most_tokens_ = 0;  // of the steps for which pages were enlarged
     bool poisoned_ = false;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <set>
+#include <stdexcept>
 #include <utility>
 
 #include "program.h"
@@ -21,25 +22,53 @@ std::vector<int> Program::outs_of(const Call& call) const {
     return {choice.slots.begin() + static_cast<std::ptrdiff_t>(choice.ins), choice.slots.end()};
 }
 
-// After room was made. All this follows from the calls, and from where buffers lie.
+// Once all calls are known; all this follows from them. What fails here, fails again.
 void Program::part_threads() {
     find_places();
+    check_joints();
     find_apart();
     find_own();
-    take_notes(capacity_[kLogits]);
-    scripts_.resize(static_cast<size_t>(pace_.most()));
-    ++version_;
+    find_maker();
+    find_steps();
+    size_scripts();
+    parted_ = true;
 }
 
 void Program::find_places() {
     places_.assign(slots_.size(), {});
     for (const auto& [name, slot] : step_slots_) places_[slot].fleeting = true;
     regions_ = 1;  // 0: the logits, which lie by themselves
-    for (const Buffer& buffer : buffers_) {
-        const int root = buffer.of < 0 ? buffer.slot : buffer.of;
-        if (buffer.of < 0) regions_ = std::max(regions_, buffer.region + 2);
-        const int region = buffer.of >= 0 ? places_[root].region : root == logits_ ? 0 : buffer.region + 1;
+    for (const Buffer& buffer : buffers_) {  // a part comes after what it is a part of
+        const bool part = buffer.of >= 0;
+        if (!part) regions_ = std::max(regions_, buffer.region + 2);
+        const int root = part ? places_[buffer.of].root : buffer.slot;
+        const int region = part ? places_[root].region : root == logits_ ? 0 : buffer.region + 1;
         places_[buffer.slot] = {false, root, region, buffer.rows, -1};
+    }
+}
+
+// What stands behind a layer is the next call, for the same rows, and of its width; halves end where panels do. Halves are
+// shared out by themselves: not where that gives the busiest thread more to do than both together.
+void Program::check_joints() {
+    constexpr int64_t kPanel = 16;  // as in panels.h
+    const auto refuse = [](bool wrong, const char* what) {
+        if (wrong) throw std::invalid_argument(what);
+    };
+    for (size_t i = 0; i < calls_.size(); ++i) {
+        Call& call = calls_[i];
+        refuse(call.choices.empty(), "a call needs a kernel");
+        if (call.out == 0) continue;
+        for (const auto& choice : call.choices)
+            refuse(choice->kind != Kind::linear, "nothing can stand behind a kernel that is no linear layer");
+        refuse(i + 1 == calls_.size() || calls_[i + 1].rows != call.rows || calls_[i + 1].choices.empty() ||
+                   outs_of(calls_[i + 1]) != std::vector<int>{call.out},
+               "what stands behind a layer must be the next call");
+        refuse(places_[call.out].root < 0, "what stands behind a layer must be written to a buffer");
+        const int64_t halves = call.behind.gated ? 2 : 1, width = slots_[call.out]->width;
+        refuse(slots_[outs_of(call).at(0)]->width != halves * width, "what stands behind a layer must have its width");
+        refuse(halves == 2 && width % kPanel != 0, "halves must end where panels do");
+        const int64_t panels = width / kPanel, threads = pace_.most();
+        call.joins = halves == 1 || 2 * ((panels + threads - 1) / threads) <= (2 * panels + threads - 1) / threads;
     }
 }
 
@@ -83,52 +112,72 @@ void Program::find_own() {
         }
     }
     for (const Buffer& buffer : buffers_) {
+        if (buffer.of < 0 || places_[buffer.of].own < 0) continue;
         const View& whole = *slots_[places_[buffer.slot].root];
-        const int64_t begin = places_[places_[buffer.slot].root].own;
-        if (buffer.of >= 0 && begin >= 0) places_[buffer.slot].own = begin + buffer.start * (whole.stride / whole.width);
+        places_[buffer.slot].own = places_[buffer.of].own + buffer.start * (whole.stride / whole.width);
     }
-    own_memory_ = Memory(static_cast<size_t>(own_bytes_ * pace_.most()));
 }
 
-// Lets the layer that makes the logits note what the sampler asks first, if it can: if nobody else writes them.
-void Program::take_notes(int64_t logit_rows) {
-    Call *maker = nullptr, *sampler = nullptr;
+// The layer that makes the logits notes what the sampler asks first, if it can: if nobody else writes them.
+void Program::find_maker() {
     int makers = 0;
+    maker_ = sampler_ = nullptr;
     for (Call& call : calls_)
         for (const int slot : outs_of(call)) {
-            if (places_[slot].root == logits_) maker = &call, ++makers;
-            if (slot == tokens_) sampler = &call;
+            if (places_[slot].root == logits_) maker_ = &call, ++makers;
+            if (slot == tokens_) sampler_ = &call;
         }
-    noted_ = !plain_ && makers == 1 && sampler != nullptr && maker->out == 0;
-    for (size_t i = 0; noted_ && i < maker->choices.size(); ++i) noted_ = maker->choices[i]->kind == Kind::linear;
-    if (!noted_) return;
-    tops_.resize(static_cast<size_t>(logit_rows * pace_.most()));
-    maker->behind.tops = sampler->behind.tops = tops_.data();
+    bool notes = !plain_ && makers == 1 && sampler_ != nullptr && maker_->out == 0;
+    for (size_t i = 0; notes && i < maker_->choices.size(); ++i) notes = maker_->choices[i]->kind == Kind::linear;
+    if (!notes) maker_ = sampler_ = nullptr;
 }
 
-const Program::Script& Program::script(int thread) {
+// Up to which numbers of rows a script is the same.
+void Program::find_steps() {
+    std::set<int64_t> found[kRowKinds];
+    for (auto& steps : found) steps = {0, kFewRows, kJointRows};
+    for (const Call& call : calls_)
+        for (const auto& choice : call.choices)
+            if (choice->bound > 0) found[call.rows].insert(choice->bound);
+    for (int kind = 0; kind < kRowKinds; ++kind) steps_[kind].assign(found[kind].begin(), found[kind].end());
+}
+
+void Program::size_scripts() {
+    size_t operands = 0;
+    for (const Call& call : calls_) {
+        size_t most = 0;
+        for (const auto& choice : call.choices) most = std::max(most, choice->slots.size());
+        operands += most + 2;  // and what stands behind it
+    }
+    scripts_.resize(static_cast<size_t>(pace_.most()));
+    for (Script& script : scripts_) script.reserve(calls_.size(), operands, static_cast<size_t>(regions_), kRowKinds);
+}
+
+// Whether a step of other numbers of rows has the same script, but for them.
+bool Program::same_shape(const std::vector<int64_t>& before) const {
+    for (int kind = 0; kind < kRowKinds; ++kind)
+        for (const int64_t step : steps_[kind])
+            if ((before[kind] <= step) != (counts_[kind] <= step)) return false;
+    return true;
+}
+
+const Script& Program::script(int thread) {
     Script& mine = scripts_[static_cast<size_t>(thread)];
     if (mine.version != version_) write_script(thread);
+    if (mine.counts != counts_) mine.set_rows(counts_);
     return mine;
 }
 
-// For the rows that the step has: who asks later finds all views where they are.
-void Program::write_script(int thread) {
+void Program::write_script(int thread) noexcept {
     Script& mine = scripts_[static_cast<size_t>(thread)];
-    mine.lines.clear(), mine.operands.clear(), mine.views.clear(), mine.behinds.clear();
-    size_t operands = 0;
-    for (const Call& call : calls_)
-        for (const auto& choice : call.choices) operands = std::max(operands, choice->slots.size() + 2);
-    operands *= calls_.size();
-    mine.lines.reserve(calls_.size()), mine.operands.reserve(operands), mine.views.reserve(operands);
-    mine.behinds.reserve(calls_.size());  // what points into them must not move
-
-    std::vector<char> read(static_cast<size_t>(regions_), 0);  // by region, whether a thread may still do so for itself
+    mine.version = version_;  // what moves from now on is found the next time
+    mine.clear();
     char* const memory = own_memory_.at() + thread * own_bytes_;
     const auto view_of = [&](int slot, bool own) -> const View* {
         const Place& place = places_[slot];
         if (place.fleeting) return slots_[slot].get();
         View& view = mine.views.emplace_back(*slots_[slot]);
+        mine.kinds.push_back(place.root < 0 ? -1 : static_cast<int8_t>(place.rows));
         if (own && counts_[place.rows] <= kFewRows) view.data = memory + place.own;
         return &view;
     };
@@ -136,14 +185,14 @@ void Program::write_script(int thread) {
     for (size_t i = 0; i < calls_.size(); ++i) {
         const Call& call = calls_[i];
         const int64_t rows = counts_[call.rows];
-        if (rows == 0 || std::exchange(made, false)) continue;
-        made = call.out != 0 && rows <= kJointRows;
+        if (std::exchange(made, false) || rows == 0) continue;
+        made = call.joins && rows <= kJointRows;
         const Choice* chosen = nullptr;
         for (const auto& choice : call.choices) {
             chosen = choice.get();
             if (chosen->bound == 0 || rows <= chosen->bound) break;
         }
-        Line& line = mine.lines.emplace_back();
+        Script::Line& line = mine.lines.emplace_back();
         line.kernel = chosen->kernel, line.args = chosen->args, line.call = static_cast<int>(i);
         line.apart = call.apart && rows <= kFewRows;
         line.args.ins = mine.operands.data() + mine.operands.size();
@@ -161,15 +210,15 @@ void Program::write_script(int thread) {
         const auto region_of = [&](size_t at) { return places_[chosen->slots[at]].region; };
         if (line.apart) {
             for (size_t at = 0; at < chosen->ins; ++at)
-                if (region_of(at) >= 0) read[static_cast<size_t>(region_of(at))] = 1;
+                if (region_of(at) >= 0) mine.read[static_cast<size_t>(region_of(at))] = 1;
             continue;
         }
         for (size_t at = chosen->ins; at < chosen->slots.size(); ++at)
-            line.meets |= region_of(at) >= 0 && read[static_cast<size_t>(region_of(at))];
-        if (made) line.meets |= read[static_cast<size_t>(places_[call.out].region)] != 0;
-        std::fill(read.begin(), read.end(), char{0});
+            line.meets |= region_of(at) >= 0 && mine.read[static_cast<size_t>(region_of(at))];
+        if (made) line.meets |= mine.read[static_cast<size_t>(places_[call.out].region)] != 0;
+        std::fill(mine.read.begin(), mine.read.end(), char{0});
     }
-    mine.version = version_;
+    mine.set_rows(counts_);
 }
 
 }  // namespace allotrope

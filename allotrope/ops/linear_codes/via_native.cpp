@@ -27,6 +27,7 @@ void fp8(const Args& args, Team& team) { multiply<Fp8, false>(codes_product(args
 }  // namespace
 
 ALLOTROPE_KERNELS({"codes_int8", by_groups<Int8>, product_workspace<Int8>, Kind::linear},
-                  {"codes_int4", int4, product_workspace<Int4<true>>, Kind::linear}, {"codes_fp8", fp8, product_workspace<Fp8>, Kind::linear})
+                  {"codes_int4", int4, product_workspace<Int4<true>>, Kind::linear},
+                  {"codes_fp8", fp8, product_workspace<Fp8>, Kind::linear})
 
 }  // namespace allotrope::ALLOTROPE_ISA

@@ -51,6 +51,7 @@ void int4(const Args& args, Team& team) {
 
 }  // namespace
 
-ALLOTROPE_KERNELS({"codes_int8_int8", int8, workspace<Bytes>, Kind::linear}, {"codes_int4_int8", int4, workspace<Nibbles<true>>, Kind::linear})
+ALLOTROPE_KERNELS({"codes_int8_int8", int8, workspace<Bytes>, Kind::linear},
+                  {"codes_int4_int8", int4, workspace<Nibbles<true>>, Kind::linear})
 
 }  // namespace allotrope::ALLOTROPE_ISA
