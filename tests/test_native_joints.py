@@ -262,8 +262,13 @@ def test_the_clock_tells_apart_what_is_computed_together(engines: dict[str, Engi
     engine = engines["llama, 8 bits"]
     runner = native_executor(engine, threads=threads, timed=True, max_tokens=32, max_requests=32)
     for tokens in (1, 3, 30):
-        for _ in range(5):
-            found = list(times(runner, tokens))
-        assert all(took > 0 for _, took in found)
-        gated, linear = (sum(took for op, took in found if op == wanted) for wanted in ("gated", "linear_codes"))
+        runs = [list(times(runner, tokens)) for _ in range(5)]
+        ops = [op for op, _ in runs[0]]
+        most = np.max(
+            [[took for _, took in run] for run in runs], axis=0
+        )  # a thread that moves to another core may lose one
+        assert (most > 0).all()
+        gated, linear = (
+            sum(took for op, took in zip(ops, most, strict=True) if op == one) for one in ("gated", "linear_codes")
+        )
         assert gated < linear
