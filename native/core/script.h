@@ -36,7 +36,11 @@ struct Script {
         views.reserve(operands_in_all), kinds.reserve(operands_in_all), read.resize(regions), counts.resize(row_kinds);
     }
 
-    void clear() { lines.clear(), operands.clear(), views.clear(), kinds.clear(), behinds.clear(); }
+    // Nothing is left of the script before, which another thread may not have had: all must meet equally often.
+    void clear() {
+        lines.clear(), operands.clear(), views.clear(), kinds.clear(), behinds.clear();
+        for (char& one : read) one = 0;
+    }
 
     // Other numbers of rows, which change nothing else.
     void set_rows(const std::vector<int64_t>& rows) {
