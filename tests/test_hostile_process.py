@@ -63,6 +63,7 @@ def test_a_warning_is_one_line_and_an_error_if_asked(tmp_path: Path) -> None:
 
     rewrite_tensors(folder, damage)
     argv = ("build", str(folder), "-o", str(tmp_path / "e"), "--tune", "off", "--quiet", "--allow-nan")
+    argv += ("--device", "cpu")
     code, text = run(*argv)
     assert (code, text.count("\n")) == (0, 1) and text.startswith("allotrope: warning: ") and name in text
     code, text = run(*argv, flags=("-W", "error"))

@@ -191,7 +191,8 @@ def test_a_build_says_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_inspect_predicts_layer_by_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["inspect", "random:llama-7b", "--weights", "int8", "--kv", "fp8", "--keep", "blocks.3.*=wide", "--json"]
+    given = ["inspect", "random:llama-7b", "--weights", "int8", "--kv", "fp8", "--keep", "blocks.3.*=wide"]
+    given += ["--device", "cpu", "--json"]
     assert main(given) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     narrow, wide = 2 * (4096 + 4 * 32), 2 * 4 * 4096
