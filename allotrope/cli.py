@@ -35,6 +35,7 @@ VERBS = {
     "explain": "where the time goes, op by op, and what a change would do",
     "report": "all that is known of an engine in one page",
 }
+_AGAIN_S = 0.5  # until a termination that went nowhere is raised again
 _EPILOG = """\
 CKPT is a folder in Hugging Face layout, or random:SHAPE (random:llama-15m).
 ENGINE is a folder that `allotrope build` wrote; a CKPT in its place is built
@@ -154,9 +155,23 @@ def _warning_line(
     return f"allotrope: warning: {' '.join(str(message).splitlines())}\n"
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave by raising, so that what is half-written is removed on the way."""
-    raise SystemExit(128 + number)
+class _Terminated(SystemExit):
+    """SIGTERM on its way out."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Leave by raising, so that what is half-written is removed on the way; and again if that was swallowed.
+
+    Extension modules do swallow: while `numpy.random` is imported, whatever is raised within it can be cleared.
+    """
+    ending = sys.exception()
+    while ending is not None and not isinstance(ending, _Terminated):
+        ending = ending.__context__
+    if ending is not None:
+        return  # what removes is at work, and must not be stopped half-way
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+    raise _Terminated(128 + signal.SIGTERM)
 
 
 def entry() -> NoReturn:
@@ -165,9 +180,16 @@ def entry() -> NoReturn:
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it stays open to the end
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     signal.signal(signal.SIGTERM, _terminated)
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _terminated)
     warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):
         # a locale that lacks a character (a dash, somebody's text) must not stop the program
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if stream.encoding.lower() == "utf-8" else "replace")
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    sys.exit(code)

@@ -53,6 +53,37 @@ def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+SWALLOWED = """
+import os, signal, time
+from allotrope import cli
+
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+            time.sleep(0.001)
+
+def main():
+    Deaf()
+    try:
+        time.sleep(20)
+    finally:
+        time.sleep(1.2)
+        print("removed", flush=True)
+    return 0
+
+cli.main = main
+cli.entry()
+"""
+
+
+def test_sigterm_is_raised_again_where_it_was_swallowed_and_never_while_it_cleans() -> None:
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "removed\n")
+    assert time.monotonic() - begin < 15 and done.stderr.startswith("Exception ignored in: <function Deaf.__del__")
+
+
 def test_a_warning_is_one_line_and_an_error_if_asked(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     folder = tiny("llama", tmp_path / "ck")
