@@ -10,7 +10,7 @@ PROMPT ?= def mean(values):
 # Two worker processes of one thread each: the suite is many small tests.
 PYTEST  = ALLOTROPE_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: setup native sanitize demo test test-slow test-browser test-gpu check bench peers clean
+.PHONY: setup native sanitize nightly demo test test-slow test-browser test-gpu check bench peers clean
 
 setup: $(READY) ## the environment, pinned
 
@@ -43,6 +43,8 @@ sanitize: setup ## the native core and its Python face under the address, undefi
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 build/sanitize-$$kind/check build/cases build/programs && \
 	  native/test/module.sh build/sanitize-$$kind $(abspath $(BIN))/python $(MODULE_TESTS) || exit 1; \
 	done
+
+nightly: test-slow sanitize ## what CI's minutes do not hold; the table beside every peer: bench/cpu_table.py
 
 demo: setup ## build an engine, prove it, hear it speak, time it beside the original, and open the report
 	$(BIN)/allotrope doctor --measure

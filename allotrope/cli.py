@@ -169,8 +169,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
         ending = ending.__context__
     if ending is not None:
         return  # what removes is at work, and must not be stopped half-way
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
     raise _Terminated(128 + signal.SIGTERM)
 
 
@@ -179,9 +178,8 @@ def entry() -> NoReturn:
     if sys.stdout is None or sys.stderr is None:  # closed before we began: the next file opened would take its place
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it stays open to the end
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
-    signal.signal(signal.SIGTERM, _terminated)
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _terminated)
     warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):
         # a locale that lacks a character (a dash, somebody's text) must not stop the program
@@ -190,6 +188,5 @@ def entry() -> NoReturn:
     try:
         code = main()
     finally:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     sys.exit(code)

@@ -46,8 +46,11 @@ def peers_dir() -> Path:
     return Path(chosen) if chosen else cache_dir() / "peers"
 
 
-def for_worker(threads: int, *, own: bool) -> dict[str, str]:
-    """The environment of a process that is measured with so many threads; `own`: it imports this package."""
+def for_worker(threads: int, *, own: bool, temporary: Path | None = None) -> dict[str, str]:
+    """The environment of a process that is measured with so many threads; `own`: it imports this package.
+
+    What it puts into temporary files goes to `temporary`, if given.
+    """
     known = dict(os.environ)
     if not own:
         known = {name: value for name, value in known.items() if not name.startswith("PYTHON")}
@@ -62,6 +65,7 @@ def for_worker(threads: int, *, own: bool) -> dict[str, str]:
         unless_given
         | known
         | counts
+        | ({"TMPDIR": str(temporary)} if temporary is not None else {})
         | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     )
 

@@ -3,27 +3,34 @@
 Each line of the table is one `allotrope bench --against …`: three cells (decode and prefill of one prompt, decode of
 eight), everybody in turns. Finished lines go to `bench/results/cpu-table.jsonl` with environment and every sample and
 are not measured again (`--again`); one that was stopped goes on where it was. `--prepare` only builds the engines and
-converts the checkpoints, so that the measuring can be alone on the machine; `--show` prints what there is. Below the
-figures stands what they are to be: the bounds of the project's goals.
+converts the checkpoints, so that the measuring can be alone on the machine; `--show` prints every machine's last
+lines. Below the figures stands what they are to be: the bounds of the project's goals. A line is finished where it was
+measured on this kind of machine, with this core, beside all peers that are asked for. All of it leaves 52 GB in
+`--cache-dir`, of which DeciCoder-1B's engines and conversions are 38.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from allotrope.commands.output import Output
+from allotrope.hw.detect import detect
+from allotrope.native import identity
 
 RESULTS = Path(__file__).parent / "results" / "cpu-table.jsonl"
+_BUSY = 0.15  # of a core that others had
 SHAPES = ("llama-15m", "galactica-125m", "gpt2-350m", "decicoder-1b")
 PRECISIONS = ("8", "4", "16", "fp32")
-PEERS = "llama.cpp,ctranslate2,openvino,onnxruntime,hf"
+PEERS = "llama.cpp,ctranslate2,openvino,onnxruntime,hf,hf-compiled"
 NEAREST = ("--method", "nearest", "--without", "smooth")  # random weights: there is nothing to calibrate for
 CODED = ("--activations", "int8", "--head", "int8", *NEAREST)
 HALVES = ("--kv", "fp16")  # as llama.cpp keeps keys and values; OpenVINO takes 8 bits, the others fp32
@@ -43,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="%(default)s")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="%(default)s")
-    parser.add_argument("--against", default=PEERS, help="%(default)s; hf-compiled compiles for minutes")
+    parser.add_argument("--against", default=PEERS, help="%(default)s")
     parser.add_argument("--peers", type=Path, help="where their environments are")
     parser.add_argument(
         "--work", type=Path, default=Path("cpu-table"), help="where runs keep their samples (%(default)s)"
@@ -60,30 +67,67 @@ def main() -> None:
     failed = False
     for shape in () if args.show else args.shapes.split(","):
         for precision in args.precisions.split(","):
-            if args.prepare or args.again or (shape, precision) not in finished(args.results):
+            if args.prepare or args.again or not done(kept(args.results), shape, precision, args.against):
                 failed |= not measure(args, shape, precision)
-    table(list(finished(args.results).values()), Output())
+    out = Output()
+    for machine, lines in machines(kept(args.results)).items():
+        out.line(f"\n{machine}")
+        table(lines, out)
     sys.exit(failed)
 
 
-def finished(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The last line of each shape and precision."""
+Line = dict[str, Any]
+
+
+def kept(path: Path) -> list[Line]:
+    """Every line that was ever measured, oldest first."""
     if not path.is_file():
-        return {}
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
-    return {(line["shape"], line["precision"]): line for line in lines}
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def machine(line: Line) -> str:
+    """The kind of machine that a line is of: figures of two kinds say nothing about each other."""
+    device = line["environment"]["device"]
+    return f"{device['name']}, {device['cores']} cores, {' '.join(device['features'])}"
+
+
+def machines(lines: list[Line]) -> dict[str, list[Line]]:
+    """The last line of each shape and precision, by kind of machine."""
+    found: dict[str, dict[tuple[str, str], Line]] = {}
+    for line in lines:
+        found.setdefault(machine(line), {})[line["shape"], line["precision"]] = line
+    order = [(shape, precision) for shape in SHAPES for precision in PRECISIONS]
+    return {
+        name: sorted(of.values(), key=lambda line: order.index((line["shape"], line["precision"])))
+        for name, of in found.items()
+    }
+
+
+def done(lines: list[Line], shape: str, precision: str, against: str) -> bool:
+    """Whether there is a line of this, measured on such a machine with this core beside all that are asked for."""
+    here, core = machine({"environment": {"device": asdict(detect("cpu"))}}), identity()
+    return any(
+        (line["shape"], line["precision"]) == (shape, precision)
+        and machine(line) == here
+        and line["environment"].get("core") == core
+        and set(against.split(",")) <= {one.get("peer", name) for name, one in line["peers"].items()}
+        for line in lines
+    )
 
 
 def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
     """One shape in one precision through the command line; whether that went well."""
-    kept = args.work / f"{shape}-{precision}"
+    folder = args.work / f"{shape}-{precision}"
     group = ("--group-size", GROUPS.get(shape, GROUP)) if precision == "4" else ()
     options = [*BUILD[precision], *group, *args.build.split()]
     command = [sys.executable, "-m", "allotrope", "bench", f"random:{shape}", *options, "--cell", *CELLS]
-    command += ["--against", args.against, "--peer-format", precision, "--repeat", str(args.repeat), "-o", str(kept)]
+    command += ["--against", args.against, "--peer-format", precision, "--repeat", str(args.repeat), "-o", str(folder)]
     for name in ("peers", "cache_dir", "threads"):
         if (value := getattr(args, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
+    if args.again:
+        shutil.rmtree(folder, ignore_errors=True)
     command += ["--prepare"] if args.prepare else ["--resume"]
     sys.stdout.write(f"── {shape}, {precision}\n")
     sys.stdout.flush()
@@ -92,7 +136,7 @@ def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
     sys.stdout.write(f"{shape}, {precision}: {time.monotonic() - began:.0f} s\n")
     if code or args.prepare:
         return code == 0
-    found = json.loads((kept / "bench.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
     for name in ("work", "peers", "cache_dir"):  # where this machine keeps them is of no use to another
         if (value := getattr(args, name)) is not None and value.is_absolute():
             found["command"] = found["command"].replace(str(value), name.replace("_", "-"))
@@ -102,21 +146,36 @@ def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
     return True
 
 
-def table(lines: list[dict[str, Any]], out: Output) -> None:
+def table(lines: list[Line], out: Output) -> None:
     """Every bound beside what was measured."""
     rows = [row for line in lines for row in bounds(line)]
-    if not rows:
-        out.line("nothing has been measured")
-        return
     out.table(("shape", "bits", "what", "ours", "best peer", "", "×", "limit", "must", ""), rows)
     asked = [row[-1] for row in rows if row[-1]]  # a rate that no bound is for stands there to be seen
-    out.line(f"{asked.count('yes')} of {len(asked)} bounds hold")
-    busy = [line for line in lines if any(cell["foreign"] > 0.15 for cell in line["cells"])]
-    for line in busy:
-        out.sentence(f"{line['shape']}, {line['precision']}: the machine was not idle while this was measured")
+    held = f"{len(asked) - asked.count('NO')} of {len(asked)} bounds hold"
+    out.line(
+        f"{held}, {asked.count('limit')} of them by the limit alone; {len(lines)} of {len(BUILD) * len(SHAPES)} lines"
+    )
+    for line in lines:
+        for remark in remarks(line):
+            out.sentence(f"{line['shape']}, {line['precision']}: {remark}")
 
 
-def bounds(line: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def remarks(line: Line) -> Iterator[str]:
+    """What whoever reads a line's figures must know: who is missing, and who was disturbed."""
+    names = {one.get("peer", name) for name, one in line["peers"].items()}
+    if missing := [name for name in PEERS.split(",") if name not in names]:
+        yield f"not beside {', '.join(missing)}"
+    disturbed = {
+        name
+        for cell in line["cells"]
+        for name, one in {"allotrope": cell, **cell["peers"]}.items()
+        if (one["foreign"] or 0) > _BUSY
+    }
+    if disturbed:
+        yield f"others had the machine, too, while these were measured: {', '.join(sorted(disturbed))}"
+
+
+def bounds(line: Line) -> Iterator[tuple[str, ...]]:
     """What is asked of one shape in one precision."""
     cells = {(cell["batch"], cell["input"], cell["output"]): cell for cell in line["cells"]}
     precision, quantised = line["precision"], line["precision"] in ("8", "4")
@@ -138,19 +197,19 @@ def bounds(line: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def compared(
-    line: dict[str, Any], cell: dict[str, Any], rate: str, least: float | None, limit: float | None, what: str = ""
+    line: Line, cell: dict[str, Any], rate: str, least: float | None, limit: float | None, what: str = ""
 ) -> tuple[str, ...]:
     """A rate beside the best peer's; where the limit's share is enough, that is enough.
 
     Peers that say something else (`!`) count here, too: random weights in 4 bits say nothing, so that every two
     roundings of them part at once, and to leave out whoever is faster would be too easy.
     """
-    key, share = f"{rate}_tokens_per_s", cell["shares"][rate]
-    rates = {name: found[key] for name, found in cell["peers"].items() if found[key] is not None}
-    name, ours = max(rates, key=rates.__getitem__, default=None), cell[key]
-    theirs = None if name is None else rates[name]
-    ratio = None if theirs is None else ours / theirs
-    good = least is None or (ratio is not None and ratio >= least) or (limit is not None and (share or 0) >= limit)
+    key, share = f"{rate}_tokens_per_s", share_of_limit(line, cell, rate)
+    ratios = {name: against(cell, name, rate) for name, found in cell["peers"].items() if found[key] is not None}
+    name, ours = min(ratios, key=ratios.__getitem__, default=None), cell[key]
+    theirs, ratio = (None, None) if name is None else (cell["peers"][name][key], ratios[name])
+    ahead = ratio is not None and least is not None and ratio >= least
+    held = "yes" if ahead else "limit" if limit is not None and (share or 0) >= limit else "NO"
     wanted = "" if least is None else f"{least:.2f}" + ("" if limit is None else f" or {limit:.0%}")
     return (
         line["shape"],
@@ -159,14 +218,34 @@ def compared(
         f"{ours:.4g}",
         "none" if name is None else name + " !" * cell["peers"][name]["different"],
         "" if theirs is None else f"{theirs:.4g}",
-        "" if ratio is None else f"{ratio:.2f}",
+        "" if ratio is None else f"{ratio:.3f}",
         "" if share is None else f"{share:.0%}",
         wanted,
-        "" if least is None else _holds(good),
+        "" if least is None else held,
     )
 
 
-def leanest(line: dict[str, Any]) -> tuple[float | None, str]:
+def against(cell: dict[str, Any], name: str, rate: str) -> float:
+    """How many times as fast the engine was, in the turns that it took with this peer where they are kept apart."""
+    found = cell["peers"][name]
+    ratios = found.get("ratios") or {rate: cell[f"{rate}_tokens_per_s"] / found[f"{rate}_tokens_per_s"]}
+    return float(ratios[rate])
+
+
+def share_of_limit(line: Line, cell: dict[str, Any], rate: str) -> float | None:
+    """The share of the limit; of decoding, beside the best that memory gave in any of the cell's turns.
+
+    Memory swings by the second here, and a median of other seconds than the tokens' made shares beyond one.
+    """
+    share, read = cell["shares"][rate], cell.get("read_bytes_per_s")
+    if share is None or read is None or rate != "decode":
+        return None if share is None else float(share)
+    place = (cell["batch"], cell["input"], cell["output"])
+    turns = (one for one in line["samples"] if (one["batch"], one["input"], one["output"]) == place)
+    return float(share * read / max(one.get("read_bytes_per_s") or 0 for one in turns))
+
+
+def leanest(line: Line) -> tuple[float | None, str]:
     """The peer with the least memory over all cells, among those that ran them all."""
     peaks = {}
     for name in line["peers"]:

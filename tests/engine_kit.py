@@ -64,6 +64,7 @@ def describe(plan: Plan, version: str = "0") -> Manifest:
         tactics={f"{op}/{REFERENCE}": 1 for op in sorted({call.op for call in plan.calls})},
         limits={"max_batch": 4, "max_len": plan.max_len},
         options={},
+        tuned={},
         evidence={},
         files={},
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def deterministic(plan: Plan) -> Plan:
 @dataclass(frozen=True)
 class _Described:
     plan: Plan
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
 class MemoryEngine:
@@ -138,6 +139,7 @@ def write(
         },
         limits={"max_batch": 64, "max_len": plan.max_len},
         options={},
+        tuned={},
         evidence={},
         files={},
     )

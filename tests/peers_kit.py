@@ -11,7 +11,7 @@ from allotrope.bench import catalogue
 from allotrope.bench.catalogue import Peer
 
 _SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys, tempfile, time
 
 def versions():
     return {"made-up": "1.0"}
@@ -19,6 +19,7 @@ def versions():
 def convert(source, target, form):
     if {refuses!r}:
         raise ValueError("it has no such architecture")
+    open(os.path.join(tempfile.mkdtemp(), "left behind"), "w").write(form)
     open(os.path.join(target, "model"), "w").write(form)
 
 class Model:

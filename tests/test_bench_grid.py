@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -53,12 +54,14 @@ def test_figures_follow_their_definitions() -> None:
 
 def test_the_best_peer_is_one_that_says_the_same() -> None:
     def one(rate: float, **more: Any) -> dict[str, Any]:
-        return {**dict.fromkeys(grid.RATES.values(), rate), "reason_absent": None, "different": False, **more}
+        theirs = dict.fromkeys(grid.RATES.values(), rate)
+        ratios = grid.ratios(dict.fromkeys(grid.RATES.values(), 20.0), theirs)
+        return {**theirs, "ratios": ratios, "reason_absent": None, "different": False, **more}
 
     peers = {"slow": one(10.0), "wrong": one(99.0, different=True), "gone": one(50.0, reason_absent="no")}
-    found = grid.beside(one(20.0), {**peers, "fast": one(16.0)})
+    found = grid.beside({**peers, "fast": one(16.0)})
     assert found["best_peer"] == "fast" and found["ratio_to_best"] == pytest.approx(1.25)
-    assert grid.beside(one(20.0), {"wrong": peers["wrong"]})["best_peer"] is None
+    assert grid.beside({"wrong": peers["wrong"]})["best_peer"] is None
 
 
 def test_the_grid_alone(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +127,36 @@ def test_peers_that_are_wrong_broken_or_absent(
         assert cell["samples"] == 3, "the engine's own turns are all there"
 
 
+def test_in_two_groups_each_peer_is_held_against_the_turns_beside_it(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up(tmp_path, monkeypatch, {"first": {}, "second": {}})
+    monkeypatch.setattr(comparison, "groups", lambda _, peers, free: [[one] for one in peers])
+    prompts, ask = list[Any](), Worker.ask
+
+    def noted(self: Worker, do: str, **values: Any) -> dict[str, Any]:
+        if do == "run":
+            prompts.append((self.name, json.dumps(values["prompts"][0])))
+        return ask(self, do, **values)
+
+    monkeypatch.setattr(Worker, "ask", noted)
+    code, _, err = call(capsys, engine, "--cell", "1:6,3", "--repeat", 2, "--against", "first,second", "--warmup", 0)
+    assert code == 0, err
+    kept = json.loads((engine / "bench.json").read_text())
+    whole = [(one["runner"], one["group"], one["total_s"]) for one in kept["samples"]]
+    assert sorted(one[:2] for one in whole) == sorted(
+        [("allotrope", 0), ("allotrope", 1), ("first", 0), ("second", 1)] * 2
+    )
+    for group, name in enumerate(("first", "second")):
+        ours, theirs = (
+            statistics.median(seconds for one, number, seconds in whole if (one, number) == (runner, group))
+            for runner in ("allotrope", name)
+        )
+        assert kept["cells"][0]["peers"][name]["ratios"]["overall"] == pytest.approx(theirs / ours)
+    assert len({text for name, text in prompts if name == "allotrope"}) == 8, "no prompt comes twice"
+    assert {text for _, text in prompts} == {text for name, text in prompts if name == "allotrope"}
+
+
 def test_beside_transformers_the_words_are_the_same(
     engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +203,25 @@ def test_a_run_that_was_stopped_goes_on(
     assert kept <= {one["total_s"] for one in samples}, "what was measured before counts"
     journal.write_text('{"question": "another"}\n' + "\n".join(before))
     assert "going on" not in call(capsys, engine, *asked, "--resume")[1]
+
+
+@pytest.mark.parametrize("change", ["peers", "core", "version"])
+def test_samples_of_another_question_do_not_count(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    made_up(tmp_path, monkeypatch, {"one": {}, "other": {}})
+    asked = ["--cell", "1:6,2", "--repeat", 1, "--warmup", 0, "--against", "one", "--resume"]
+    monkeypatch.setattr(comparison.Journal, "forget", lambda self: None)
+    assert call(capsys, engine, *asked)[0] == 0
+    assert "going on with 2 samples" in call(capsys, engine, *asked)[1]
+    if change == "peers":
+        asked[-2] = "one,other"
+    elif change == "core":
+        monkeypatch.setattr(comparison, "identity", lambda: {"digest": "another", "isa": "avx2"})
+    else:
+        monkeypatch.setattr(comparison, "installed", lambda *_: "made-up-2.0")
+    code, out, _ = call(capsys, engine, *asked)
+    assert code == 0 and "going on" not in out
 
 
 def test_an_idle_worker_is_stopped_and_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,13 +17,16 @@ from allotrope.artifact.engine import open_engine
 from allotrope.bench import catalogue, exported, floor, runners, tables
 from allotrope.bench.agreement import agreement, words
 from allotrope.bench.catalogue import PEERS
+from allotrope.bench.converted import converted
 from allotrope.bench.grid import Cell
 from allotrope.bench.peers import worker
 from allotrope.bench.precision import formats, precision
 from allotrope.bench.runners import Runner
+from allotrope.bench.workers import WorkerFailed
 from allotrope.cli import main
 from allotrope.hw.peaks import Ceilings
 from allotrope.models.model import open_model
+from tests.peers_kit import made_up
 from tests.tiny import tiny
 from tests.verifying import Forge
 
@@ -186,3 +192,32 @@ def test_every_installed_peer_says_the_same(kind: str, tmp_path: Path, capsys: p
     (cell,) = json.loads(capsys.readouterr().out)["cells"]
     present = {name: one for name, one in cell["peers"].items() if one["reason_absent"] is None}
     assert present and not any(one["different"] for one in present.values())
+
+
+def test_what_a_converter_leaves_in_temporary_files_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(tmp_path, monkeypatch, {"litters": {}})
+    source, elsewhere = tmp_path / "kept" / "hf", tmp_path / "elsewhere"
+    for folder in (source, elsewhere):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    folder, seconds = converted(catalogue.PEERS["litters"], "fp32", source, Path(sys.executable), 1, print)
+    assert (folder / "model").read_text() == "fp32" and seconds is not None
+    assert sorted(path.name for path in source.parent.iterdir()) == ["hf", "litters-fp32"]
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(("free", "told"), [(100, True), (1 << 40, False)])
+def test_a_conversion_that_failed_on_a_full_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, told: bool
+) -> None:
+    made_up(tmp_path, monkeypatch, {"refuses": {"refuses": True}})
+    source = tmp_path / "kept" / "hf"
+    source.mkdir(parents=True)
+    (source / "model.safetensors").write_bytes(bytes(5000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(WorkerFailed, match="refuses's converter ended: it has no such architecture") as failed:
+        converted(catalogue.PEERS["refuses"], "fp32", source, Path(sys.executable), 1, print)
+    assert ("(100 B are left on the disk, the model has 5 kB)" in str(failed.value)) == told
+    assert [path.name for path in source.parent.iterdir()] == ["hf"]

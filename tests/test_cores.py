@@ -101,4 +101,6 @@ def test_what_was_asked_for_says_so(unset: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ALLOTROPE_THREADS", "3")
     assert (native.threads(), native.why_threads()) == (3, "ALLOTROPE_THREADS asks for it")
     native.set_threads(2)
-    assert (native.threads(), native.why_threads()) == (2, "that many were asked for")
+    assert (native.threads(), native.why_threads()) == (2, "2 were asked for")
+    native.set_threads(1000)
+    assert (native.threads(), native.why_threads()) == (64, "1000 were asked for, and the native core takes no more")

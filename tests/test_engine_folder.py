@@ -160,7 +160,7 @@ def test_what_is_no_engine(tmp_path: Path, engine: Path) -> None:
 def test_other_schemas_and_fields(engine: Path) -> None:
     original = engine_kit.load(engine)
     engine_kit.store(engine, {**original, "schema": 1})
-    assert "schema version 1, this Allotrope reads 2" in refusal(engine)
+    assert "schema version 1, this Allotrope reads 3" in refusal(engine)
     engine_kit.store(engine, {**original, "extra": 1})
     assert "unknown field 'extra'" in refusal(engine)
     engine_kit.store(engine, {name: value for name, value in original.items() if name != "limits"})

@@ -66,7 +66,7 @@ LAYERS = {
     },
     "explain": {"errors", "settings", "units", "hw", "ops", "artifact", "models", "quant", "runtime", "build", "bench"},
     "report": {"errors", "units"},  # results are JSON to it
-    "bench": {"errors", "settings", "hw", "ops", "artifact", "models", "runtime", "build", "verify"},
+    "bench": {"errors", "settings", "units", "hw", "native", "ops", "artifact", "models", "runtime", "build", "verify"},
     "ablate": {
         "errors",
         "units",

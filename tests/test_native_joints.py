@@ -178,7 +178,7 @@ def test_what_cannot_stand_behind_a_layer_is_refused(
 ) -> None:
     """Before any step: the core trusts no plan."""
     core, isa = native.find().core, native.find().isa
-    program = core.Program(isa, 1, 4)
+    program = core.Program(isa, 1, 4, 64)
     with pytest.raises(ValueError, match="no call behind which"):
         program.behind(0, 0, -1, False)
     for wide in (width, 40 if width == 80 else 32, 32):

@@ -153,6 +153,13 @@ def test_what_cannot_be_repeated_is_refused(says: str, changed: dict[str, Any]) 
     assert len(runner.run(further()).tokens) == STEPS
 
 
+def test_a_step_that_is_timed_call_by_call_is_not_repeated() -> None:
+    runner = native_executor(native_engine(LLAMA), poison=False, timed=True)
+    assert not runner.can_repeat
+    with pytest.raises(ValueError, match="a step that repeats cannot be timed call by call"):
+        runner.run(further())
+
+
 def test_a_prompt_is_not_repeated() -> None:
     runner = native_executor(native_engine(LLAMA), poison=False)
     with pytest.raises(ValueError, match=ALONE):

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN = """
 import resource, warnings
 import numpy as np
+from dataclasses import replace
 from allotrope.errors import OutOfMemory
 from allotrope.runtime.step import WANT_ALL, WANT_LAST
 from tests.engines import LLAMA
@@ -136,7 +137,7 @@ def test_two_threads_on_one_program_are_refused_or_right() -> None:
 
 def test_what_memory_is_too_short_for_leaves_all_as_it_was() -> None:
     said = alone("""
-runner = native_executor(native_engine(LLAMA), poison=False, pages=4096)
+runner = native_executor(native_engine(replace(LLAMA, max_len=4096)), poison=False, pages=4096)
 before = logits(runner, 10)
 short = 0
 for halves in range(2, 100):  # so that now this is refused, and now that

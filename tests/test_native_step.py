@@ -19,6 +19,7 @@ pytestmark = needs_core
 
 LENGTHS = "a step's arrays do not have as many elements as there are rows"
 NONE = np.zeros(0, np.int32)
+LONGEST = LLAMA.max_len  # shorter than what the pool holds
 OUTPUTS = "outputs must have an element per row and repeat"
 
 
@@ -99,6 +100,10 @@ def changed(name: str, at: int, value: int) -> dict[str, Any]:
         ("slots must not be negative", changed("slots", 0, -1)),
         ("tokens must have pages", changed("first", 0, 4)),
         ("tokens must have pages", changed("first", 0, -1)),
+        (
+            "must lie within the longest context",
+            {"first": np.full(1, LONGEST - 4, np.int32), "pages": np.zeros((1, LONGEST), np.int32)},
+        ),
         ("pages must be the pool's", changed("pages", 1, -1)),
         ("pages must be the pool's", changed("pages", 0, 64)),
         ("pages to be copied must be the pool's", {"page_copies": np.array([[0, 64]], np.int32)}),

@@ -17,10 +17,11 @@ from allotrope.artifact import digests
 from allotrope.artifact.plan import Plan
 from allotrope.errors import EngineError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "engine.json"
 _LARGEST = 256 * 2**20  # a plan of a thousand layers is a few MB
 _HEAD = re.compile(rb'\{"digest": "([0-9a-f]{64})",')
+FETCH = ("near", "far")  # into which cache the native core fetches weights ahead: the nearest, or the second
 _HEAD_BYTES = 128  # more than the head has
 
 
@@ -50,6 +51,7 @@ class Manifest:
     tactics: Mapping[str, int]  # "op/name" → version
     limits: Mapping[str, int]  # max_batch, max_len
     options: Mapping[str, Any]  # what the builder was asked
+    tuned: Mapping[str, Any]  # what it measured beside the plan's tactics: fetch, where the native core computes
     evidence: Mapping[str, Any]  # choices, checks
     files: Mapping[str, FileFacts]
     kernels: Mapping[str, Any] = field(default_factory=dict)  # machine code that tactics bring, see ops.kernels
@@ -147,6 +149,7 @@ def _manifest(data: dict[str, Any], path: Path) -> Manifest:
         _require(isinstance(data[name], str), name, path)
     for name in expected - {"schema", "version", "family", "dtype"}:
         _require(isinstance(data[name], dict), name, path)
+    _require(data["tuned"].get("fetch") in (None, *FETCH), "tuned", path)
     for name in ("tactics", "limits"):
         _require(all(type(value) is int and value > 0 for value in data[name].values()), name, path)
     try:

@@ -20,6 +20,7 @@ from allotrope.artifact.engine import Engine
 from allotrope.errors import UsageError
 from allotrope.hw.device import Device
 from allotrope.hw.fingerprint import fingerprint, versions
+from allotrope.native import identity
 
 
 def environment(device: Device, engine: Engine) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def environment(device: Device, engine: Engine) -> dict[str, Any]:
         "device": asdict(device),
         "versions": versions(),
         "fingerprint": {"hard": facts.hard, "soft": facts.soft},
+        "core": identity() if device.kind == "cpu" else None,
         "engine": {"family": described.family, "dtype": described.dtype, "source": described.source["digest"]},
     }
 

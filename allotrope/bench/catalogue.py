@@ -166,6 +166,13 @@ def python_of(peer: Peer, environments: Path) -> Path | None:
     return None
 
 
+def installed(peer: Peer, python: Path | None) -> str:
+    """Its package and version beside the Python that runs it, by the folder's name; "" if there is none."""
+    places = () if python is None else python.parent.parent.glob("lib/python3*/site-packages")
+    names = sorted(found.name for place in places for found in place.glob(f"{peer.package}*.dist-info"))
+    return " ".join(name.removesuffix(".dist-info") for name in names)
+
+
 def default_environments() -> Path:
     """Where environments are looked for without `--peers`: ALLOTROPE_PEERS, or `peers` in the cache."""
     return settings.peers_dir()

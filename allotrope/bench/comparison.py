@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from allotrope.artifact.engine import Engine
 from allotrope.artifact.manifest import digest
 from allotrope.bench import grid
-from allotrope.bench.catalogue import Peer
+from allotrope.bench.catalogue import Peer, installed, python_of
 from allotrope.bench.floor import floors
 from allotrope.bench.grid import Cell
 from allotrope.bench.journal import FILE, Journal
@@ -21,6 +21,7 @@ from allotrope.bench.turns import Asked, Turns
 from allotrope.errors import UsageError
 from allotrope.hw.device import Device
 from allotrope.hw.peaks import Ceilings
+from allotrope.native import identity
 from allotrope.runtime.buffers import available_bytes
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Comparison:
             "engine": engine.manifest.source["digest"],
             "plan": digest(engine.path),
             "device": asdict(device),
+            "core": identity(),
+            "peers": {one.name: installed(one, python_of(one, asked.environments)) for one in asked.peers},
             "asked": {"beams": asked.beams, "seed": asked.seed, "threads": asked.threads, "precision": self.precision},
             "running": dict(asked.running or {}),
             "longest": self._longest,
@@ -220,18 +223,28 @@ class Comparison:
             "read_bytes_per_s": read,
             **limit,
             "peers": peers,
-            **grid.beside(ours, peers),
+            **grid.beside(peers),
         }
 
     def _beside(self, cell: Cell, runner: Runner, turns: Turns) -> dict[str, Any]:
-        samples = self.journal.samples(cell, runner.name)
+        group = turns.groups.get(runner.name)
+        samples = [] if group is None else self.journal.samples(cell, runner.name, group)
         reason = turns.reasons.get((cell, runner.name)) or (runner.reason if not samples else None)
         common = {"version": _version(runner), "format": runner.facts.get("format"), "reason_absent": reason}
         if not samples or reason:
-            return {**dict.fromkeys(_ABSENT), **common, "different": False, "agreement": None}
+            return {
+                **dict.fromkeys(_ABSENT),
+                "ratios": dict.fromkeys(grid.RATES),
+                **common,
+                "different": False,
+                "agreement": None,
+            }
         agreed = turns.agreements.get((cell, runner.name))
+        theirs = grid.figures(cell, samples)
+        ours = self.journal.samples(cell, OURS, group)  # those that were taken in turns with it
         return {
-            **grid.figures(cell, samples),
+            **theirs,
+            "ratios": grid.ratios(grid.figures(cell, ours), theirs),
             **common,
             "different": bool(agreed and agreed["different"]),
             "agreement": agreed,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from allotrope.bench.catalogue import Peer
-from allotrope.bench.exported import complete, facts_of, finish
-from allotrope.bench.workers import Worker
+from allotrope.bench.catalogue import Peer, installed
+from allotrope.bench.exported import complete, facts_of, writing
+from allotrope.bench.workers import Worker, WorkerFailed
+from allotrope.units import bytes_text
 
 
 def converted(
@@ -19,21 +20,33 @@ def converted(
     """The folder that the peer opens, and the seconds that converting took, now or once; WorkerFailed if it cannot."""
     if peer.converter is None:
         return source, None
-    folder = source.parent / f"{peer.name}-{form}"
-    if not complete(folder):
+    folder, by = source.parent / f"{peer.name}-{form}", installed(peer, python)
+    if not complete(folder) or facts_of(folder).get("by", by) != by:
         said(f"converting for {peer.name}, {form}")
-        fresh = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        began = time.perf_counter()
-        worker = Worker(f"{peer.name}'s converter", python, peer.converter, threads=threads)
-        try:
-            worker.ask("convert", source=str(source), target=str(fresh), form=form)
-            finish(fresh, folder, {"seconds": time.perf_counter() - began})
-        finally:
-            worker.kill()
-            shutil.rmtree(fresh, ignore_errors=True)
+        facts = dict[str, Any](by=by)
+        with writing(folder, facts) as fresh:
+            # Some leave a whole second model in the temporary folder, which may be small: theirs is beside the result.
+            passing = fresh / ".passing"
+            passing.mkdir()
+            began = time.perf_counter()
+            worker = Worker(f"{peer.name}'s converter", python, peer.converter, threads=threads, temporary=passing)
+            try:
+                worker.ask("convert", source=str(source), target=str(fresh), form=form)
+            except WorkerFailed as failed:
+                raise _short_of_disk(failed, fresh, source) from failed
+            finally:
+                worker.kill()
+                shutil.rmtree(passing, ignore_errors=True)
+            facts["seconds"] = time.perf_counter() - began
     return folder, float(facts_of(folder)["seconds"])
+
+
+def _short_of_disk(failed: WorkerFailed, fresh: Path, source: Path) -> WorkerFailed:
+    """The failure; with what is left on the disk where that is no room for another model (libraries seldom say so)."""
+    left, model = shutil.disk_usage(fresh).free, size(source)
+    if left >= model:
+        return failed
+    return WorkerFailed(f"{failed} ({bytes_text(left)} are left on the disk, the model has {bytes_text(model)})")
 
 
 def size(folder: Path) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allotrope import settings
+from allotrope.artifact import atomic
 from allotrope.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ def complete(folder: Path) -> bool:
     return (folder / _DONE).is_file()
 
 
-def finish(fresh: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """Put a conversion where it is looked for, whole or not at all."""
-    (fresh / _DONE).write_text(json.dumps(facts), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
+@contextmanager
+def writing(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write a conversion into, which comes to be `folder` with its `facts`, whole or not at all."""
+    with atomic.folder(folder, replaces=_DONE) as fresh:
+        yield fresh
+        (fresh / _DONE).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -57,16 +58,10 @@ def exported(model: Model) -> Path:
     folder = conversions(model.checkpoint.digest()) / "hf"
     if complete(folder):
         return folder
-    fresh = folder.with_name(f"hf.tmp-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
+    with writing(folder, {}) as fresh:
         _write_config(model, fresh)
         _write_weights(model, fresh)
         _write_tokenizer(model.recipe.vocab, fresh)
-        finish(fresh, folder, {})
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 

@@ -74,13 +74,17 @@ def _single(text: str) -> Cell:
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn: seconds to the first token, and to the last of as many; `foreign` is what others had of the CPU."""
+    """One turn: seconds to the first token, and to the last of as many; `foreign` is what others had of the CPU.
+
+    `group`: of the peers that it was taken in turns with, where memory did not hold them all at once.
+    """
 
     ctx_s: float
     total_s: float
     foreign: float
     peak_bytes: int
     read_bytes_per_s: float | None = None  # what memory gave just after, where that was looked at
+    group: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -89,6 +93,7 @@ class Sample:
             "total_s": self.total_s,
             "foreign": round(self.foreign, 3),
             "peak_bytes": self.peak_bytes,
+            "group": self.group,
             **({} if self.read_bytes_per_s is None else {"read_bytes_per_s": round(self.read_bytes_per_s)}),
         }
 
@@ -102,6 +107,7 @@ class Sample:
             float(data["foreign"]),
             int(data["peak_bytes"]),
             None if read is None else float(read),
+            int(data.get("group", 0)),
         )
 
 
@@ -140,16 +146,20 @@ def read_rate(samples: Sequence[Sample]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
+def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | None]:
+    """How many times as fast ours is, by each rate; None where one has none."""
+    return {word: ours[rate] / theirs[rate] if ours[rate] and theirs[rate] else None for word, rate in RATES.items()}
+
+
 RATES = {"overall": "tokens_per_s", "prefill": "prefill_tokens_per_s", "decode": "decode_tokens_per_s"}
 
 
-def beside(ours: dict[str, Any], peers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def beside(peers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The best peer by each rate, and how many times as fast ours is; peers that said something else do not count."""
     fair = {name: one for name, one in peers.items() if one.get("reason_absent") is None and not one["different"]}
     found = {}
-    for word, rate in RATES.items():
-        rated = {name: one[rate] for name, one in fair.items() if one[rate]}
-        best = max(rated, key=rated.__getitem__, default=None)
-        ratio = ours[rate] / rated[best] if best is not None and ours[rate] else None
-        found[word] = {"peer": best, "ratio": ratio}
+    for word in RATES:
+        ratios = {name: one["ratios"][word] for name, one in fair.items() if one["ratios"][word] is not None}
+        best = min(ratios, key=ratios.__getitem__, default=None)
+        found[word] = {"peer": best, "ratio": None if best is None else ratios[best]}
     return {"best_peer": found["overall"]["peer"], "ratio_to_best": found["overall"]["ratio"], "best": found}

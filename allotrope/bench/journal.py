@@ -13,12 +13,12 @@ FILE = "bench.samples.jsonl"
 
 
 class Journal:
-    """One line a sample. Lines of another question (engine, machine, options) are not gone on with."""
+    """One line a sample. Lines of another question (engine, core, machine, peers, options) are not gone on with."""
 
     def __init__(self, path: Path, question: Mapping[str, Any], *, resume: bool) -> None:
         self._path = path
         self._samples: dict[tuple[Cell, str], list[Sample]] = {}
-        self._answers: dict[tuple[Cell, str], list[list[int]]] = {}
+        self._answers: dict[tuple[Cell, str, int], list[list[int]]] = {}
         asked = json.dumps(question, sort_keys=True)
         self.found = self._read(asked) if resume else 0
         if not self.found:
@@ -47,7 +47,7 @@ class Journal:
     def _take(self, cell: Cell, runner: str, sample: Sample, tokens: list[list[int]] | None) -> None:
         self._samples.setdefault((cell, runner), []).append(sample)
         if tokens is not None:
-            self._answers.setdefault((cell, runner), tokens)
+            self._answers.setdefault((cell, runner, sample.group), tokens)
 
     def add(self, cell: Cell, runner: str, sample: Sample, tokens: list[list[int]] | None) -> None:
         """Keep a sample, and what was answered if that is to be compared."""
@@ -58,13 +58,14 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def samples(self, cell: Cell, runner: str) -> list[Sample]:
-        """A runner's in a cell so far."""
-        return self._samples.get((cell, runner), [])
+    def samples(self, cell: Cell, runner: str, group: int | None = None) -> list[Sample]:
+        """A runner's in a cell so far; those of one group of peers."""
+        found = self._samples.get((cell, runner), [])
+        return found if group is None else [one for one in found if one.group == group]
 
-    def answer(self, cell: Cell, runner: str) -> list[list[int]] | None:
-        """What it said to the cell's first prompts."""
-        return self._answers.get((cell, runner))
+    def answer(self, cell: Cell, runner: str, group: int) -> list[list[int]] | None:
+        """What it said to the first prompts that a group had in the cell."""
+        return self._answers.get((cell, runner, group))
 
     def forget(self) -> None:
         """The whole is kept elsewhere now."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,6 @@ from allotrope.artifact import results
 from allotrope.artifact.engine import Engine
 from allotrope.bench.drive import Times
 from allotrope.hw.device import Device
-from allotrope.hw.fingerprint import fingerprint, versions
 from allotrope.runtime.options import RuntimeOptions
 
 FILE = "bench.json"
@@ -33,15 +31,8 @@ _COLUMNS = (
 
 def environment(device: Device, engine: Engine, options: RuntimeOptions) -> dict[str, Any]:
     """What figures were measured with; without it they mean nothing."""
-    facts, described = fingerprint(device), engine.manifest
     return {
-        "environment": {
-            "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "device": asdict(device),
-            "versions": versions(),
-            "fingerprint": {"hard": facts.hard, "soft": facts.soft},
-            "engine": {"family": described.family, "dtype": described.dtype, "source": described.source["digest"]},
-        },
+        "environment": {"measured_at": results.now(), **results.environment(device, engine)},
         "options": asdict(options),
     }
 

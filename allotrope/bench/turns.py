@@ -53,13 +53,15 @@ class Turns:
     ) -> None:
         self._asked, self._journal, self._said, self._done = asked, journal, said, done
         self.agreements: dict[tuple[Cell, str], dict[str, Any]] = {}
-        self._before: dict[str, int] = {}  # samples that a runner has from earlier groups
+        self._group = 0
+        self.groups: dict[str, int] = {}  # in which a runner takes part; the engine is in all
         self.reasons: dict[tuple[Cell, str], str] = {}  # why a runner has no figures in a cell
 
     def run(self, ours: Runner, peers: Sequence[Runner], group: int = 0) -> None:
         """All cells with these peers, which are opened and closed here; the engine stays open, and has a turn beside
         everybody in every group."""
-        asked, self._before = self._asked, {ours.name: group * self._asked.repeat}
+        asked, self._group = self._asked, group
+        self.groups |= {runner.name: group for runner in peers}
         try:
             for runner in peers:
                 runner.try_open(asked.opening)
@@ -78,8 +80,8 @@ class Turns:
                 runner.close()
 
     def _turn(self, runner: Runner, cell: Cell, repeat: int) -> None:
-        before = self._before.get(runner.name, 0)
-        if len(self._journal.samples(cell, runner.name)) > before + repeat or (cell, runner.name) in self.reasons:
+        taken = len(self._journal.samples(cell, runner.name, self._group))
+        if taken > repeat or (cell, runner.name) in self.reasons:
             return
         try:
             sample, tokens = self._sample(runner, cell, repeat)
@@ -88,7 +90,7 @@ class Turns:
                 raise
             self._failed(runner, cell, str(error))
             return
-        self._journal.add(cell, runner.name, sample, tokens if before + repeat == 0 else None)
+        self._journal.add(cell, runner.name, sample, tokens if repeat == 0 else None)
 
     def _sample(self, runner: Runner, cell: Cell, repeat: int) -> tuple[Sample, list[list[int]]]:
         worker = runner.worker
@@ -102,7 +104,7 @@ class Turns:
         whole = self._run(runner, cell, repeat, 1, cell.output, warm) if cell.output > 1 else first
         peak = max(one["memory"].get("device") or one["memory"]["peak"] for one in (first, whole))
         foreign = max(first["foreign"], whole["foreign"])
-        sample = Sample(first["seconds"], whole["seconds"], foreign, peak, whole["read_bytes_per_s"])
+        sample = Sample(first["seconds"], whole["seconds"], foreign, peak, whole["read_bytes_per_s"], self._group)
         return sample, whole["tokens"]
 
     def _run(self, runner: Runner, cell: Cell, repeat: int, part: int, count: int, warm: int) -> dict[str, Any]:
@@ -117,7 +119,8 @@ class Turns:
     ) -> list[list[int]]:
         """Random tokens, the same for everybody."""
         asked = self._asked
-        random = np.random.default_rng([asked.seed, cell.batch, cell.input, cell.output, repeat, part])
+        turn = self._group * asked.repeat + repeat
+        random = np.random.default_rng([asked.seed, cell.batch, cell.input, cell.output, turn, part])
         least = min(3, asked.vocab - 1)  # what comes before are the ends and beginnings of texts, most often
         drawn = random.integers(least, asked.vocab, (batch or cell.batch, length or cell.input))
         return [[int(token) for token in row] for row in drawn]
@@ -125,7 +128,7 @@ class Turns:
     def _judge(self, ours: Runner, runner: Runner, cell: Cell) -> None:
         """Compare the first turn's answers; whoever has left has nothing more to say."""
         asked = self._asked
-        own, other = (self._journal.answer(cell, one.name) for one in (ours, runner))
+        own, other = (self._journal.answer(cell, one.name, self._group) for one in (ours, runner))
         worker = ours.worker
         if own is None or other is None or worker is None:
             return

@@ -29,7 +29,9 @@ class WorkerFailed(AllotropeError):
 class Worker:
     """One process. `ask` wakes it, waits for its answer and puts it to sleep again."""
 
-    def __init__(self, name: str, python: Path, script: str, *, threads: int, own: bool = False) -> None:
+    def __init__(
+        self, name: str, python: Path, script: str, *, threads: int, own: bool = False, temporary: Path | None = None
+    ) -> None:
         self.name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the worker
         # Its own group, so that all of it can be stopped; in our session, so that the kernel ends it with us.
@@ -38,10 +40,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=settings.for_worker(threads, own=own),
+            env=settings.for_worker(threads, own=own, temporary=temporary),
             process_group=0,
         )
-        self._asleep = False
 
     @property
     def pid(self) -> int:

@@ -14,11 +14,12 @@ import torch
 
 from allotrope import __version__, native, settings, tokenizers
 from allotrope.artifact import layout, manifest, results
+from allotrope.artifact.engine import Engine
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
 from allotrope.artifact.problems import Load, problem
 from allotrope.artifact.writer import EngineWriter, writing
-from allotrope.build import compiling, select
+from allotrope.build import compiling, fetching, select
 from allotrope.build.centring import centring, decided
 from allotrope.build.check_whole import check_whole
 from allotrope.build.memory import Peak
@@ -133,22 +134,32 @@ def build(
         writer.tokenizer(kept)
         with progress(1, "checking the whole model"):
             whole = check_whole(writer.preview(described), lowered, device, options)
+        fetched = _fetched(writer.preview(described), device, options, progress)
         evidence = {
             **described.evidence,
             "quantisation": narrowed.to_json(),
             "kv": {**_kv(selection.plan, chosen), **keys},
             "dropped_zero_biases": zero,
             "notes": list(model.notes),
-            "tuning": {"effort": options.tune, "threads": threads, **tuned},
+            "tuning": {"effort": options.tune, "threads": threads, **tuned, "fetch": fetched},
             "checks": {"whole_model": whole},
             "versions": versions(),
             "date": results.now(),
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": peak.bytes(),
         }
-        described = writer.finish(replace(described, evidence=evidence))
+        chosen_fetch = {} if fetched is None else {"fetch": fetched["choice"]}
+        described = writer.finish(replace(described, tuned=chosen_fetch, evidence=evidence))
     narrowing.finish()
     return Built(Path(out), described, time.perf_counter() - began, peak.bytes())
+
+
+def _fetched(engine: Engine, device: Device, options: BuildOptions, progress: Progress) -> dict[str, Any] | None:
+    """Into which cache the native core should fetch weights ahead, and what says so."""
+    if engine.manifest.evidence["executor"]["kind"] != "native" or options.tune == "off":
+        return None
+    with progress(1, "timing whole steps"):
+        return fetching.timed(engine, device, options)
 
 
 def seeded(ref: str, options: BuildOptions) -> str:
@@ -222,6 +233,7 @@ def _describe(
         tactics={f"{op}/{name}": registry.tactic(op, name).version for op, name in sorted(used)},
         limits=limits,
         options=options.to_json(),
+        tuned={},
         evidence={
             "choices": selection.choices,
             "fusions": selection.fusions,

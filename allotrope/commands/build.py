@@ -99,6 +99,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     executor = evidence["executor"]
     told = f" (not native: {executor['not_native']})" if kind == "cpu" and executor["not_native"] else ""
     out.sentence(f"executor: {executor['kind']}{told}")
+    if fetch := evidence["tuning"]["fetch"]:
+        ahead = "the nearest cache" if fetch["choice"] == "near" else "the second cache"
+        out.sentence(f"weights are fetched ahead into {ahead}: {_ways(fetch)}")
     for name, reason in evidence["fusions"].items():
         out.sentence(f"fusion {name}: {reason}")
     varying = evidence["batch_variance"]["calls_without_row_class"]
@@ -173,6 +176,11 @@ def _rival(bucket: Mapping[str, Any]) -> str:
 
 def _time(seconds: float | None) -> str:
     return "" if seconds is None else time_text(seconds)
+
+
+def _ways(fetch: Mapping[str, Any]) -> str:
+    """What a step took with either."""
+    return f"a step takes {time_text(fetch['near'])} with the nearest, {time_text(fetch['far'])} with the second"
 
 
 def _short(value: float | None) -> str:

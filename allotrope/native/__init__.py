@@ -57,6 +57,12 @@ def find() -> Found:
     return Found(core, asked, "ALLOTROPE_ISA asks for it", lacking, frozenset(core.kernels(asked)))
 
 
+def identity() -> dict[str, str] | None:
+    """Which core computes here: the digest of what it was made of, and the instruction set; None without one."""
+    found = find()
+    return None if found.core is None else {"digest": str(found.core.digest), "isa": found.isa}
+
+
 def why_not(*kernels: str) -> str | None:
     """Why there is no native core here, or none with these kernels; None if there is."""
     found = find()
@@ -84,8 +90,13 @@ def threads() -> int:
     if not _TEAM.count:
         asked = settings.threads()
         found = cores.usable() if asked is None else cores.Cores(asked, "ALLOTROPE_THREADS asks for it")
-        _TEAM.count, _TEAM.why = min(found.count, MOST_THREADS), found.why
+        _TEAM.count, _TEAM.why = _bounded(found.count, found.why)
     return _TEAM.count
+
+
+def _bounded(count: int, why: str) -> tuple[int, str]:
+    """The core has no more than so many."""
+    return (count, why) if count <= MOST_THREADS else (MOST_THREADS, f"{why}, and the native core takes no more")
 
 
 def why_threads() -> str:
@@ -97,7 +108,7 @@ def why_threads() -> str:
 def set_threads(count: int | None) -> None:
     """From now on so many; None changes nothing."""
     if count is not None:
-        _TEAM.count, _TEAM.why = min(count, MOST_THREADS), "that many were asked for"
+        _TEAM.count, _TEAM.why = _bounded(count, f"{count} were asked for")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class NativeExecutor:
         self._capacity = {TOKENS: max_tokens, LOGITS: max_requests, SAMPLES: max_requests}
         self._workspace(self._capacity)  # a tactic that cannot run here is fatal before the core is told of it
         self._preludes: dict[tuple[str, tuple[float, ...]], tuple[NativeTactic, Mapping[str, Any]]] = {}
-        self._core: Any = self._handed_over(plain)
+        self._core: Any = self._handed_over(engine, plain)
         self._settling = Settling(native.find().core, self._core, self._multiplied, self._program.threads)
         self._stepped_s = 0.0
         self._engine: Engine | None = engine
@@ -140,6 +140,15 @@ class NativeExecutor:
         logits = self._logits[:count]
         return StepOutput(tokens, logprobs, candidates, finite, scored, logits, ended - began, idle, timed)
 
+    def fetch(self, near: bool) -> None:
+        """From now on weights are fetched ahead into the nearest cache, or no further than into the second."""
+        self._core.fetch(near)
+
+    @property
+    def settling(self) -> bool:
+        """Whether weights still move."""
+        return self._settling.left > 0
+
     def read_rate(self) -> float:
         """Bytes a second at which our threads, doing nothing else, read the weights that every step reads: its limit,
         now and here. The faster of two goes counts, or of more where they are short."""
@@ -177,10 +186,14 @@ class NativeExecutor:
         }
         return reports(step, found, finite)
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of a context: the pool bounds them, too."""
+        return min(self.plan.max_len, self.pages * self.page_size)
+
     def _workspace(self, rows: Mapping[str, int]) -> int:
-        """Bytes for steps of this size. The pool bounds how long a context can be."""
-        context = min(self.plan.max_len, self.pages * self.page_size)
-        load = Load(0, max(rows[SAMPLES], 1), context, self.page_size, self.pages)
+        """Bytes for steps of this size."""
+        load = Load(0, max(rows[SAMPLES], 1), self._longest, self.page_size, self.pages)
         return self._program.workspace(rows, load)
 
     def _reserve(self, rows: Mapping[str, int]) -> None:
@@ -202,14 +215,14 @@ class NativeExecutor:
             ) from error
         self._logits, self._capacity = logits, dict(rows)
 
-    def _handed_over(self, plain: bool) -> Any:
+    def _handed_over(self, engine: Engine, plain: bool) -> Any:
         """The plan as a program of the core."""
         found = native.find()
         wanted = self._program.threads
         threads = found.core.team_of(wanted)
         if threads < wanted:
             warnings.warn(f"the system gives {threads} threads where {wanted} were wanted: slower steps", stacklevel=4)
-        core = found.core.Program(found.isa, threads, self.page_size)
+        core = found.core.Program(found.isa, threads, self.page_size, self._longest)
         slots: dict[str, int] = {name: core.cache(*described_cache(cache)) for name, cache in self._caches.items()}
         together = {} if plain else joints(self.plan, lambda call: _is(found.core.is_linear, found.isa, call))
         if plain:
@@ -229,6 +242,8 @@ class NativeExecutor:
         if not set(ADJUSTMENTS) <= set(sample.call.ins):
             remedy = "rebuild the engine here with: allotrope build"
             raise EngineError("the plan draws tokens without adjustments", where=sample.call.path, remedy=remedy)
+        if (fetch := engine.manifest.tuned.get("fetch")) is not None:
+            core.fetch(fetch == "near")
         core.logits(slots[sample.call.ins["logits"]])
         core.sampled(slots[sample.call.outs["tokens"]], slots[sample.call.outs["logprobs"]])
         return core

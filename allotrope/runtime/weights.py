@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,6 +26,11 @@ class Described(Protocol):
     @property
     def plan(self) -> Plan:
         """The engine's own plan: it says how the weights are packed."""
+        ...
+
+    @property
+    def tuned(self) -> Mapping[str, Any]:
+        """What was measured beside the plan's tactics."""
         ...
 
 

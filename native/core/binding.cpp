@@ -87,8 +87,8 @@ void read_clock(Program& program, nb::handle lines) {
 void bind_program(nb::module_& module) {
     nb::class_<Program>(module, "Program")
         .def("__init__",
-             [](Program* self, const std::string& isa, int threads, int64_t page_size) {
-                 new (self) Program(isa_named(isa), threads, page_size);
+             [](Program* self, const std::string& isa, int threads, int64_t page_size, int64_t longest) {
+                 new (self) Program(isa_named(isa), threads, page_size, longest);
              })
         .def("fixed", [](Program& self, const Described& view) { return self.fixed(view_of(view)); })
         .def("cache", [](Program& self, const Described& view, int64_t apart) { return self.cache(view_of(view), apart); })
@@ -103,6 +103,7 @@ void bind_program(nb::module_& module) {
         .def("choice", &Program::choice)
         .def("behind", &Program::behind)
         .def("plainly", &Program::plainly)
+        .def("fetch", &Program::fetch)
         .def("logits", &Program::logits)
         .def("sampled", &Program::sampled)
         .def("reserve",
@@ -130,6 +131,7 @@ void bind_program(nb::module_& module) {
 NB_MODULE(_core, module) {
     using namespace allotrope;
     module.attr("digest") = ALLOTROPE_DIGEST;  // of what the core was made of
+    module.attr("fetches_near") = kFetchNear;  // where no builder has timed it
     // Of the one that is `chosen`, or of all if that is empty, it is asked whether the system gives what it needs.
     module.def("isas", [](const std::string& chosen) {
         std::vector<std::tuple<std::string, std::string>> found;
@@ -146,7 +148,10 @@ NB_MODULE(_core, module) {
             for (const Entry* entry = *table; entry->name != nullptr; ++entry) found.emplace_back(entry->name);
         return found;
     });
-    module.def("team_of", team_of);
+    module.def("team_of", [](int count) {
+        nb::gil_scoped_release released;  // another engine's step may hold the threads for long
+        return team_of(count);
+    });
     module.def("move", [](uintptr_t from, uintptr_t to, int64_t bytes, int threads) {
         nb::gil_scoped_release released;
         return move({reinterpret_cast<const char*>(from), bytes}, reinterpret_cast<char*>(to), threads);

@@ -89,6 +89,7 @@ const bool kFetchNear = !has_tiles();
 #else
 const bool kFetchNear = true;
 #endif
+bool fetch_near = kFetchNear;
 
 const char* refused([[maybe_unused]] const Isa& isa) {
 #if defined(__x86_64__)

@@ -24,8 +24,10 @@
 namespace allotrope {
 
 // Whether what is read next is fetched into the nearest cache, or no further than into the second: which of them keeps more
-// of memory busy is the CPU's. Those that have AMX read a tenth faster by way of the second.
+// of memory busy is the CPU's. The builder times a model's steps both ways; where nobody did, kFetchNear is the guess:
+// CPUs that have AMX read a tenth faster by way of the second.
 extern const bool kFetchNear;
+extern bool fetch_near;  // of the program that computes; a hint, so any thread's word will do, read and written atomically
 
 enum class Dtype : int32_t { none, f32, f16, bf16, f64, i32, i64, u8, i8 };
 

@@ -54,10 +54,11 @@ View Program::view_of(const T* data, int64_t count) {
     return View{const_cast<T*>(count ? data : &none), 1, count, count * static_cast<int64_t>(sizeof(T)), dtype_of<T>(), 0};
 }
 
-Program::Program(const Isa& isa, int threads, int64_t page_size)
+Program::Program(const Isa& isa, int threads, int64_t page_size, int64_t longest)
     : isa_(isa),
       pace_(threads),
       page_size_(page_size),
+      longest_(longest),
       finite_(find_kernel(isa, "finite")),
       scores_(find_kernel(isa, "scores")) {
     new_slot();  // slot 0: absent
@@ -239,8 +240,9 @@ void Program::check(const StepInput& step) const {
         refuse(count < 1, "a step's rows must have a token each, or more");
         refuse(step.sample[row] && step.want[row] == kWantNone, "a row that draws a token needs logits");
         refuse(step.slots[row] < 0, "a step's slots must not be negative");
-        const int64_t last_page = (first + count + step.repeats - 2) / page_size_;
+        const int64_t last = first + count + step.repeats - 2, last_page = last / page_size_;
         refuse(first < 0 || last_page >= step.pages_wide, "a step's tokens must have pages");
+        refuse(last >= longest_, "a step's tokens must lie within the longest context");
         const int32_t* held = step.pages + row * step.pages_wide;
         for (int64_t page = 0; page <= last_page; ++page)
             refuse(held[page] < 0 || held[page] >= pages, "a step's pages must be the pool's");
@@ -258,6 +260,7 @@ void Program::check(const StepInput& step) const {
 
 // A step that repeats follows from itself alone: each row draws its next token, and nothing else is asked of it.
 void Program::check_repeats(const StepInput& step) const {
+    if (log_) throw std::invalid_argument("a step that repeats cannot be timed call by call");
     bool alone = step.rows > 0 && step.copies == 0 && step.adjustments == 0 && step.targets == nullptr;
     for (int64_t row = 0; row < step.rows; ++row)
         alone &= step.starts[row + 1] - step.starts[row] == 1 && step.sample[row] && step.candidates[row] == 0;
@@ -457,6 +460,7 @@ void Program::compute(const StepInput& step, const StepOutput& out) {
     report(step);
     show(step);
     input_ = &step;
+    __atomic_store_n(&fetch_near, fetch_near_, __ATOMIC_RELAXED);
     Cost cost;
     run_team(pace_.size(), run_thread, this, pace_.most() > 1 ? &cost : nullptr);
     pace_.note(cost);

@@ -52,7 +52,7 @@ struct StepOutput {
 
 class Program {
    public:
-    Program(const Isa& isa, int threads, int64_t page_size);
+    Program(const Isa& isa, int threads, int64_t page_size, int64_t longest);
 
     // Slots, by number.
     int fixed(const View& view);                            // a weight or a cache
@@ -71,6 +71,7 @@ class Program {
     void behind(int out, int residual, int curve, bool gated);
     // Every call by itself, shared out among the threads: what all else is compared with.
     void plainly() { plain_ = true; }
+    void fetch(bool near) { fetch_near_ = near; }  // into which cache weights are fetched ahead, see `kernel.h`
     void logits(int slot) { logits_ = slot; }
     void sampled(int tokens, int logprobs) { tokens_ = tokens, logprobs_ = logprobs; }
 
@@ -177,7 +178,7 @@ class Program {
 
     const Isa& isa_;
     Pace pace_;
-    int64_t page_size_;
+    int64_t page_size_, longest_;  // longest_: tokens of a context; scratch memory and tables are made for no more
     std::vector<std::unique_ptr<View>> slots_;
     std::map<std::string, int> step_slots_;
     std::vector<Buffer> buffers_;
@@ -203,6 +204,7 @@ class Program {
     std::vector<Top> tops_;
     Call *maker_ = nullptr, *sampler_ = nullptr;  // of logits and tokens, if the one can note what the other asks
     uint64_t spent_ = 0;                // ticks of the first thread on what stands behind a layer, while there is a clock
+    bool fetch_near_ = kFetchNear;
     bool plain_ = false;
     std::vector<int64_t> capacity_ = std::vector<int64_t>(kRowKinds, 0), counts_ = capacity_;
     int64_t most_tokens_ = 0;  // of the steps for which pages were enlarged

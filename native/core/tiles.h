@@ -39,9 +39,14 @@ struct Ahead {
     const char* next;  // of the first panel of those that are read together
     const char* end;   // where that panel ends, and `next` goes on in the panel that comes after them all
     int64_t stride, jump;
+    bool near;
 
     ALLOTROPE_INLINE Ahead(const char* panel, int64_t stride, int panels)
-        : next(panel + (panels == 1 ? kAhead : kAhead / 2)), end(panel + stride), stride(stride), jump((panels - 1) * stride) {}
+        : next(panel + (panels == 1 ? kAhead : kAhead / 2)),
+          end(panel + stride),
+          stride(stride),
+          jump((panels - 1) * stride),
+          near(__atomic_load_n(&fetch_near, __ATOMIC_RELAXED)) {}
 
     template <int kPanels>
     ALLOTROPE_INLINE void fetch(int64_t bytes) {
@@ -49,7 +54,7 @@ struct Ahead {
             next += jump;
             end += jump + stride;
         }
-        if (kFetchNear)
+        if (near)
             ALLOTROPE_UNROLL(c, kPanels) __builtin_prefetch(next + c * stride);
         else
             ALLOTROPE_UNROLL(c, kPanels) __builtin_prefetch(next + c * stride, 0, 2);

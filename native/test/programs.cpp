@@ -90,8 +90,8 @@ bool same(const std::vector<T>& wanted, const std::vector<T>& given) {
 // What one program was told, in order, told again.
 class Again {
    public:
-    Again(File& file, const Isa& isa, int threads, int64_t page, bool recorded)
-        : program_(isa, threads, page), file_(file), isa_(isa), recorded_(recorded) {}
+    Again(File& file, const Isa& isa, int threads, int64_t page, int64_t longest, bool recorded)
+        : program_(isa, threads, page, longest), file_(file), isa_(isa), recorded_(recorded) {}
 
     int run() {
         for (std::string what = file_.word(); what != "end"; what = file_.word()) tell(what);
@@ -211,8 +211,8 @@ int programs(const char* path) {
         const bool recorded = file.word() == isa.name;
         while (file.more()) {
             const int threads = static_cast<int>(file.one<int64_t>());
-            const int64_t page = file.one<int64_t>();
-            wrong += Again(file, isa, threads, page, recorded).run();
+            const int64_t page = file.one<int64_t>(), longest = file.one<int64_t>();
+            wrong += Again(file, isa, threads, page, longest, recorded).run();
             ++made;
         }
     }

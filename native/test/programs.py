@@ -47,12 +47,12 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def Program(self, isa: str, threads: int, page_size: int) -> Recorded:  # noqa: N802 (the core's name)
+    def Program(self, isa: str, threads: int, page_size: int, longest: int) -> Recorded:  # noqa: N802 (the core's name)
         """A new one."""
         self.programs += 1
         self.end()
-        self._file.write(struct.pack("<qq", threads, page_size))
-        self._last = Recorded(self, self._core.Program(isa, threads, page_size), self._file)
+        self._file.write(struct.pack("<qqq", threads, page_size, longest))
+        self._last = Recorded(self, self._core.Program(isa, threads, page_size, longest), self._file)
         return self._last
 
     def workspace(self, _: str, kernel: str, sizes: Any, threads: int) -> int:

@@ -9,6 +9,7 @@ asked to do something, since an environment of theirs holds neither. A script ha
     open_model(folder, asked)        loads it and gives a Model
 
 and a Model `generate(prompts, count, beams)`, which returns exactly `count` greedy tokens for each prompt whatever the
-model says, and `actual`, the weights' and activations' formats as the peer itself has them, for which what was asked
-for need not be the truth. It may have `facts` to be shown beside its figures, and `device_peak`, a GPU's memory.
+model says, and `actual`, the weights' and activations' formats: as the peer itself tells them where it can be asked
+(CTranslate2), else as it was asked for them and computes by its documentation. It may have `facts` to be shown beside
+its figures, and `device_peak`, a GPU's memory.
 """

@@ -98,11 +98,18 @@ class _Compiled(_Model):
         cache.reset()
         ids = torch.tensor(prompts, device=self._device)
         places = torch.arange(length, device=self._device)[None].expand(batch, -1)
+        # Without a mask OPT makes one as long as what it has seen, and a length of its own is compiled for each token.
+        mask = torch.ones(batch, self._most, dtype=torch.long, device=self._device)
         drawn = []
         with torch.no_grad():
             for step in range(count):
                 out = self._forward(
-                    input_ids=ids, past_key_values=cache, use_cache=True, position_ids=places, logits_to_keep=1
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                    position_ids=places,
+                    logits_to_keep=1,
                 )
                 ids = out.logits[:, -1:].argmax(-1)
                 places = torch.full((batch, 1), length + step, device=self._device)

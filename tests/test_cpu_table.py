@@ -1,0 +1,114 @@
+"""The table beside every peer on a CPU: which lines are finished, and which bounds hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from allotrope.bench.grid import RATES
+from allotrope.commands.output import Output
+from allotrope.hw.detect import detect
+from allotrope.native import identity
+from bench import cpu_table
+
+OURS, SHARES = 20.0, {"decode": 0.5, "prefill": 0.5, "overall": 0.5}
+
+
+def line(precision: str = "8", shape: str = "llama-15m", **peers: float) -> dict[str, Any]:
+    """A line whose peers have these rates in every cell."""
+
+    def cell(batch: int, into: int, out: int) -> dict[str, Any]:
+        def one(rate: float) -> dict[str, Any]:
+            found = {"ratios": dict.fromkeys(RATES, OURS / rate), "peak_memory_bytes": 10**9, "foreign": 0.0}
+            return {**dict.fromkeys(RATES.values(), rate), **found, "different": False}
+
+        return {
+            "batch": batch,
+            "input": into,
+            "output": out,
+            **one(OURS),
+            "shares": dict(SHARES),
+            "read_bytes_per_s": 1e10,
+            "peak_memory_bytes": 10**8,
+            "peers": {name: one(rate) for name, rate in peers.items()},
+        }
+
+    cells = [cell(*one) for one in (cpu_table.DECODE, cpu_table.PREFILL, cpu_table.MANY)]
+    taken = [{**{name: one[name] for name in ("batch", "input", "output")}, "read_bytes_per_s": 1e10} for one in cells]
+    return {
+        "shape": shape,
+        "precision": precision,
+        "cells": cells,
+        "samples": taken,
+        "peers": {name: {"peer": name.partition(":")[0]} for name in peers},
+        "engine": {"first_token_s": 0.2, "bytes": 10**8},
+        "environment": {"device": asdict(detect("cpu")), "core": identity()},
+    }
+
+
+def held(found: dict[str, Any]) -> dict[str, str]:
+    return {row[2]: row[-1] for row in cpu_table.bounds(found)}
+
+
+def test_the_best_peer_decides_and_a_ratio_just_below_is_not_enough() -> None:
+    everything = {"decode": "yes", "prefill": "yes", "decode of 8": "yes", "first token": "yes", "memory, MB": "yes"}
+    assert held(line(slow=5.0, fast=17.0)) == everything
+    assert held(line(slow=5.0, fast=OURS / 1.149))["decode"] == "NO"
+    row = next(iter(cpu_table.bounds(line(slow=5.0, fast=OURS / 1.149))))
+    assert row[4] == "fast" and row[6] == "1.149", "three figures, or a miss looks like a hit"
+
+
+def test_the_limit_is_enough_where_so_it_is_agreed_and_is_the_best_that_memory_gave() -> None:
+    near = line(fast=OURS)
+    near["cells"][0]["shares"]["decode"] = 0.9
+    assert held(near)["decode"] == "limit"
+    near["samples"][0]["read_bytes_per_s"] = 1.1e10  # in another turn memory gave more
+    assert held(near)["decode"] == "NO"
+    four = line("4", fast=OURS)
+    four["cells"][0]["shares"]["decode"] = 0.99
+    assert held(four)["decode"] == "NO"
+
+
+def test_a_peer_counts_by_the_turns_that_were_taken_beside_it() -> None:
+    found = line(near=16.0, far=15.0)
+    found["cells"][0]["peers"]["far"]["ratios"]["decode"] = 1.1  # ours was slower in its turns
+    row = next(iter(cpu_table.bounds(found)))
+    assert row[4] == "far" and row[6] == "1.100" and row[-1] == "NO"
+
+
+def test_memory_must_be_below_the_leanest_and_within_its_room() -> None:
+    found = line(a=5.0, b=5.0)
+    for cell in found["cells"]:
+        cell["peers"]["a"]["peak_memory_bytes"] = 9 * 10**7
+    assert held(found)["memory, MB"] == "NO"
+    found["cells"][2]["peers"]["a"]["peak_memory_bytes"] = None  # it did not run them all
+    assert held(found)["memory, MB"] == "yes"
+    found["engine"]["bytes"] = -(10**8)
+    assert held(found)["memory, MB"] == "NO"
+
+
+@pytest.mark.parametrize("change", ["machine", "core", "peers", "precision", None])
+def test_a_line_is_finished_here_with_this_core_beside_all_that_are_asked_for(change: str | None) -> None:
+    found = line(**{"hf": 5.0, "openvino:bf16": 5.0})
+    if change == "machine":
+        found["environment"]["device"]["name"] = "another"
+    elif change == "core":
+        found["environment"]["core"] = {"digest": "another", "isa": "avx2"}
+    asked = "hf,openvino,llama.cpp" if change == "peers" else "hf,openvino"
+    done = cpu_table.done([found], "llama-15m", "4" if change == "precision" else "8", asked)
+    assert done == (change is None)
+
+
+def test_what_is_missing_or_was_disturbed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    found = line(**dict.fromkeys(cpu_table.PEERS.split(",")[1:], 5.0))
+    found["cells"][1]["peers"]["hf"]["foreign"] = 0.4
+    other = line("4", hf=5.0)
+    other["environment"]["device"] = {**other["environment"]["device"], "name": "another"}
+    by_machine = cpu_table.machines([line("4", hf=1.0), found, other])
+    assert [len(lines) for lines in by_machine.values()] == [2, 1]
+    cpu_table.table(by_machine[cpu_table.machine(found)], Output())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "llama-15m, 8: not beside llama.cpp" in said and "2 of 16 lines" in said
+    assert "llama-15m, 8: others had the machine, too, while these were measured: hf" in said
