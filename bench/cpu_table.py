@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from allotrope import settings
+from allotrope.bench import catalogue
 from allotrope.commands.output import Output
+from allotrope.hw import cores
 from allotrope.hw.detect import detect
 from allotrope.native import identity
 
@@ -67,7 +70,7 @@ def main() -> None:
     failed = False
     for shape in () if args.show else args.shapes.split(","):
         for precision in args.precisions.split(","):
-            if args.prepare or args.again or not done(kept(args.results), shape, precision, args.against):
+            if args.prepare or args.again or not done(kept(args.results), shape, precision, args.against, args.threads):
                 failed |= not measure(args, shape, precision)
     out = Output()
     for machine, lines in machines(kept(args.results)).items():
@@ -88,30 +91,44 @@ def kept(path: Path) -> list[Line]:
 
 def machine(line: Line) -> str:
     """The kind of machine that a line is of: figures of two kinds say nothing about each other."""
-    device = line["environment"]["device"]
-    return f"{device['name']}, {device['cores']} cores, {' '.join(device['features'])}"
+    device, threads = line["environment"]["device"], line["options"]["threads"]
+    return f"{device['name']}, {threads} threads on {device['cores']} cores, {' '.join(device['features'])}"
 
 
 def machines(lines: list[Line]) -> dict[str, list[Line]]:
-    """The last line of each shape and precision, by kind of machine."""
+    """By kind of machine, the line of each shape and precision: the last of those beside the most peers."""
     found: dict[str, dict[tuple[str, str], Line]] = {}
     for line in lines:
-        found.setdefault(machine(line), {})[line["shape"], line["precision"]] = line
-    order = [(shape, precision) for shape in SHAPES for precision in PRECISIONS]
+        of = found.setdefault(machine(line), {})
+        before = of.get(key := (line["shape"], line["precision"]))
+        if before is None or len(beside(line)) >= len(beside(before)):
+            of[key] = line
+    order = {(shape, precision): i for i, (shape, precision) in enumerate(product(SHAPES, PRECISIONS))}
     return {
-        name: sorted(of.values(), key=lambda line: order.index((line["shape"], line["precision"])))
+        name: sorted(of.values(), key=lambda line: order.get((line["shape"], line["precision"]), len(order)))
         for name, of in found.items()
     }
 
 
-def done(lines: list[Line], shape: str, precision: str, against: str) -> bool:
+def beside(line: Line) -> set[str]:
+    """The peers that a line was measured beside, or that cannot be, by what they are or by how they ended."""
+    return {one.get("peer", name) for name, one in line["peers"].items() if one.get("absent") != "not installed"}
+
+
+def able(against: str, precision: str) -> set[str]:
+    """Those of a list of peers that have such weights at all."""
+    return {name for name in against.split(",") if precision in catalogue.PEERS[name].forms}
+
+
+def done(lines: list[Line], shape: str, precision: str, against: str, threads: int | None) -> bool:
     """Whether there is a line of this, measured on such a machine with this core beside all that are asked for."""
-    here, core = machine({"environment": {"device": asdict(detect("cpu"))}}), identity()
+    asked = threads or settings.threads() or cores.usable().count
+    here = machine({"environment": {"device": asdict(detect("cpu"))}, "options": {"threads": asked}})
     return any(
         (line["shape"], line["precision"]) == (shape, precision)
         and machine(line) == here
-        and line["environment"].get("core") == core
-        and set(against.split(",")) <= {one.get("peer", name) for name, one in line["peers"].items()}
+        and line["environment"].get("core") == identity()
+        and able(against, precision) <= beside(line)
         for line in lines
     )
 
@@ -126,8 +143,6 @@ def measure(args: argparse.Namespace, shape: str, precision: str) -> bool:
     for name in ("peers", "cache_dir", "threads"):
         if (value := getattr(args, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    if args.again:
-        shutil.rmtree(folder, ignore_errors=True)
     command += ["--prepare"] if args.prepare else ["--resume"]
     sys.stdout.write(f"── {shape}, {precision}\n")
     sys.stdout.flush()
@@ -155,6 +170,10 @@ def table(lines: list[Line], out: Output) -> None:
     out.line(
         f"{held}, {asked.count('limit')} of them by the limit alone; {len(lines)} of {len(BUILD) * len(SHAPES)} lines"
     )
+    of_core = [str((line["environment"].get("core") or {}).get("digest", "unknown"))[:8] for line in lines]
+    if len(set(of_core)) > 1:
+        told = (f"{core} {of_core.count(core)}" for core in dict.fromkeys(of_core))
+        out.sentence(f"lines by the core that they were measured with: {', '.join(told)}")
     for line in lines:
         for remark in remarks(line):
             out.sentence(f"{line['shape']}, {line['precision']}: {remark}")
@@ -162,9 +181,15 @@ def table(lines: list[Line], out: Output) -> None:
 
 def remarks(line: Line) -> Iterator[str]:
     """What whoever reads a line's figures must know: who is missing, and who was disturbed."""
-    names = {one.get("peer", name) for name, one in line["peers"].items()}
-    if missing := [name for name in PEERS.split(",") if name not in names]:
-        yield f"not beside {', '.join(missing)}"
+    if missing := able(PEERS, line["precision"]) - beside(line):
+        yield f"not beside {', '.join(sorted(missing))}"
+    for name, one in line["peers"].items():
+        if one.get("absent") == "failed":
+            yield f"{name} is not there: {one['reason_absent']}"
+    for cell in line["cells"]:
+        for name, one in cell["peers"].items():
+            if one.get("reason_absent") and not line["peers"][name]["reason_absent"]:
+                yield f"{name} is not there at {cell['batch']}:{cell['input']},{cell['output']}: {one['reason_absent']}"
     disturbed = {
         name
         for cell in line["cells"]

@@ -19,6 +19,7 @@ def versions():
 def convert(source, target, form):
     if {refuses!r}:
         raise ValueError("it has no such architecture")
+    time.sleep({late})
     open(os.path.join(tempfile.mkdtemp(), "left behind"), "w").write(form)
     open(os.path.join(target, "model"), "w").write(form)
 
@@ -37,7 +38,7 @@ def open_model(folder, asked):
         raise RuntimeError("cannot open this")
     return Model()
 """
-_USUAL = {"refuses": False, "dies_after": 0, "aloud": True, "token": 7, "more": 0, "broken": False}
+_USUAL = {"refuses": False, "dies_after": 0, "aloud": True, "token": 7, "more": 0, "broken": False, "late": 0}
 
 
 def made_up(folder: Path, monkeypatch: pytest.MonkeyPatch, known: Mapping[str, Mapping[str, object]]) -> None:

@@ -144,17 +144,35 @@ def test_in_two_groups_each_peer_is_held_against_the_turns_beside_it(
     assert code == 0, err
     kept = json.loads((engine / "bench.json").read_text())
     whole = [(one["runner"], one["group"], one["total_s"]) for one in kept["samples"]]
+    names = ("first", "second")
     assert sorted(one[:2] for one in whole) == sorted(
-        [("allotrope", 0), ("allotrope", 1), ("first", 0), ("second", 1)] * 2
+        [(one, name) for name in names for one in ("allotrope", name)] * 2
     )
-    for group, name in enumerate(("first", "second")):
+    for name in names:
         ours, theirs = (
-            statistics.median(seconds for one, number, seconds in whole if (one, number) == (runner, group))
+            statistics.median(seconds for one, group, seconds in whole if (one, group) == (runner, name))
             for runner in ("allotrope", name)
         )
         assert kept["cells"][0]["peers"][name]["ratios"]["overall"] == pytest.approx(theirs / ours)
     assert len({text for name, text in prompts if name == "allotrope"}) == 8, "no prompt comes twice"
     assert {text for _, text in prompts} == {text for name, text in prompts if name == "allotrope"}
+
+
+def test_a_run_that_goes_on_in_other_company_takes_its_turns_anew(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up(tmp_path, monkeypatch, {"first": {}, "second": {}})
+    asked = ["--cell", "1:6,3", "--repeat", 2, "--against", "first,second", "--warmup", 0, "--resume"]
+    monkeypatch.setattr(comparison.Journal, "forget", lambda self: None)
+    monkeypatch.setattr(comparison, "groups", lambda _, peers, free: [[one] for one in peers])
+    assert call(capsys, engine, *asked)[0] == 0
+    before = {one["total_s"] for one in json.loads((engine / "bench.json").read_text())["samples"]}
+    monkeypatch.setattr(comparison, "groups", lambda _, peers, free: [list(peers)])
+    code, out, _ = call(capsys, engine, *asked)
+    assert code == 0 and "going on with 8 samples" in out
+    after = json.loads((engine / "bench.json").read_text())
+    assert [one["group"] for one in after["samples"]] == ["first second"] * 6
+    assert not before & {one["total_s"] for one in after["samples"]} and after["cells"][0]["samples"] == 2
 
 
 def test_beside_transformers_the_words_are_the_same(

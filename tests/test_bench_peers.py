@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,3 +222,24 @@ def test_a_conversion_that_failed_on_a_full_disk_says_so(
         converted(catalogue.PEERS["refuses"], "fp32", source, Path(sys.executable), 1, print)
     assert ("(100 B are left on the disk, the model has 5 kB)" in str(failed.value)) == told
     assert [path.name for path in source.parent.iterdir()] == ["hf"]
+
+
+def test_a_peer_s_environment_is_known_by_all_that_is_in_it(tmp_path: Path) -> None:
+    python, packages = tmp_path / "bin" / "python", tmp_path / "lib" / "python3.11" / "site-packages"
+    assert catalogue.installed(PEERS["openvino"], None) == catalogue.installed(PEERS["openvino"], python) == ""
+    seen = []
+    for name in ("openvino_genai-2026.4.1.0", "openvino_genai_extra-1.0", "openvino-2026.4.1", "numpy-2.4"):
+        packages.joinpath(f"{name}.dist-info").mkdir(parents=True)
+        seen.append(catalogue.installed(PEERS["openvino"], python))
+    assert len(set(seen)) == 4 and all(one.startswith("openvino_genai-2026.4.1.0 ") for one in seen)
+
+
+def test_one_of_two_that_convert_the_same_waits_for_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(tmp_path, monkeypatch, {"slow": {"late": 0.5}})
+    source, said = tmp_path / "kept" / "hf", list[str]()
+    source.mkdir(parents=True)
+    asked = (catalogue.PEERS["slow"], "fp32", source, Path(sys.executable), 1, said.append)
+    with ThreadPoolExecutor(2) as pool:  # each lock is a file's own, so threads are as good as processes
+        folders = [one.result()[0] for one in [pool.submit(converted, *asked) for _ in range(2)]]
+    assert folders[0] == folders[1] and (folders[0] / "model").read_text() == "fp32"
+    assert [path.name for path in sorted(source.parent.iterdir())] == ["hf", "slow-fp32"]

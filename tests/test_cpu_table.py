@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from allotrope import settings
 from allotrope.bench.grid import RATES
 from allotrope.commands.output import Output
+from allotrope.hw import cores
 from allotrope.hw.detect import detect
 from allotrope.native import identity
 from bench import cpu_table
@@ -42,7 +44,8 @@ def line(precision: str = "8", shape: str = "llama-15m", **peers: float) -> dict
         "precision": precision,
         "cells": cells,
         "samples": taken,
-        "peers": {name: {"peer": name.partition(":")[0]} for name in peers},
+        "peers": {name: {"peer": name.partition(":")[0], "reason_absent": None, "absent": None} for name in peers},
+        "options": {"threads": settings.threads() or cores.usable().count},
         "engine": {"first_token_s": 0.2, "bytes": 10**8},
         "environment": {"device": asdict(detect("cpu")), "core": identity()},
     }
@@ -89,26 +92,51 @@ def test_memory_must_be_below_the_leanest_and_within_its_room() -> None:
     assert held(found)["memory, MB"] == "NO"
 
 
-@pytest.mark.parametrize("change", ["machine", "core", "peers", "precision", None])
+@pytest.mark.parametrize(
+    "change", ["machine", "core", "threads", "peers", "not installed", "failed", "cannot", "precision", None]
+)
 def test_a_line_is_finished_here_with_this_core_beside_all_that_are_asked_for(change: str | None) -> None:
     found = line(**{"hf": 5.0, "openvino:bf16": 5.0})
     if change == "machine":
         found["environment"]["device"]["name"] = "another"
     elif change == "core":
         found["environment"]["core"] = {"digest": "another", "isa": "avx2"}
-    asked = "hf,openvino,llama.cpp" if change == "peers" else "hf,openvino"
-    done = cpu_table.done([found], "llama-15m", "4" if change == "precision" else "8", asked)
-    assert done == (change is None)
+    elif change in ("not installed", "failed", "cannot"):
+        found["peers"]["hf"] |= {"reason_absent": "why", "absent": change}
+    asked = "hf,openvino,llama.cpp" if change == "peers" else "hf,openvino,hf-compiled"  # the last has no 8 bits
+    threads = 64 if change == "threads" else None
+    done = cpu_table.done([found], "llama-15m", "16" if change == "precision" else "8", asked, threads)
+    assert done == (change in (None, "failed", "cannot"))
+
+
+def test_a_line_beside_fewer_peers_or_of_another_shape_takes_no_place() -> None:
+    whole, part, other = line(hf=5.0, openvino=5.0), line(hf=5.0), line(shape="gpt2-medium", hf=5.0)
+    (shown,) = cpu_table.machines([whole, part, other]).values()
+    assert [one is whole for one in shown] == [True, False] and shown[1] is other
+    newer = line(hf=6.0, openvino=6.0)
+    assert cpu_table.machines([whole, newer])[cpu_table.machine(whole)] == [newer]
 
 
 def test_what_is_missing_or_was_disturbed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     found = line(**dict.fromkeys(cpu_table.PEERS.split(",")[1:], 5.0))
     found["cells"][1]["peers"]["hf"]["foreign"] = 0.4
-    other = line("4", hf=5.0)
+    found["cells"][2]["peers"]["openvino"]["reason_absent"] = "out of memory"
+    found["peers"]["onnxruntime"] |= {"reason_absent": "it broke", "absent": "failed"}
+    other, third = line("4", hf=5.0), line("fp32", hf=5.0)
     other["environment"]["device"] = {**other["environment"]["device"], "name": "another"}
-    by_machine = cpu_table.machines([line("4", hf=1.0), found, other])
-    assert [len(lines) for lines in by_machine.values()] == [2, 1]
+    third["environment"]["core"] = None
+    by_machine = cpu_table.machines([line("4", hf=1.0), found, third, other])
+    assert [len(lines) for lines in by_machine.values()] == [3, 1]
     cpu_table.table(by_machine[cpu_table.machine(found)], Output())
     said = " ".join(capsys.readouterr().out.split())
-    assert "llama-15m, 8: not beside llama.cpp" in said and "2 of 16 lines" in said
-    assert "llama-15m, 8: others had the machine, too, while these were measured: hf" in said
+    for words in (
+        "llama-15m, 8: not beside llama.cpp llama-15m",
+        "llama-15m, 8: onnxruntime is not there: it broke",
+        "llama-15m, 8: openvino is not there at 8:64,32: out of memory",
+        "llama-15m, 8: others had the machine, too, while these were measured: hf",
+        "llama-15m, fp32: not beside ctranslate2, hf-compiled, llama.cpp, onnxruntime, openvino",
+        "lines by the core that they were measured with: ",
+        "unknown 1",
+        "3 of 16 lines",
+    ):
+        assert words in said, (words, said)

@@ -28,6 +28,10 @@ _AT_FDCWD = -100
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
+class Busy(BuildError):
+    """Another process is writing the same."""
+
+
 @contextmanager
 def folder(target: Path, *, replaces: str) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; when the block ends well, it becomes `target`.
@@ -59,13 +63,20 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def sync_files(top: Path) -> None:
+    """Sync every file below `top`, whoever wrote it."""
+    for path in top.rglob("*"):
+        if path.is_file():
+            _sync(path)
+
+
 def sync_tree(top: Path) -> None:
     """Sync every folder from `top` down; their files were synced when written."""
     for found in (top, *(path for path in top.rglob("*") if path.is_dir())):
-        _sync_folder(found)
+        _sync(found)
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,7 +104,7 @@ def locked(path: Path, target: Path) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
-            raise BuildError(
+            raise Busy(
                 f"another build (pid {holder}) is writing it", where=str(target), remedy="wait for it or stop it"
             ) from error
         except OSError:
@@ -154,7 +165,7 @@ def _put_in_place(temporary: Path, target: Path, parent: Path, stem: str) -> Non
         target.rename(aside)
         temporary.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(parent)
+    _sync(parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -149,7 +149,7 @@ def _manifest(data: dict[str, Any], path: Path) -> Manifest:
         _require(isinstance(data[name], str), name, path)
     for name in expected - {"schema", "version", "family", "dtype"}:
         _require(isinstance(data[name], dict), name, path)
-    _require(data["tuned"].get("fetch") in (None, *FETCH), "tuned", path)
+    _require(data["tuned"] in ({}, *({"fetch": way} for way in FETCH)), "tuned", path)
     for name in ("tactics", "limits"):
         _require(all(type(value) is int and value > 0 for value in data[name].values()), name, path)
     try:

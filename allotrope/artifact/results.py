@@ -30,7 +30,7 @@ def environment(device: Device, engine: Engine) -> dict[str, Any]:
         "device": asdict(device),
         "versions": versions(),
         "fingerprint": {"hard": facts.hard, "soft": facts.soft},
-        "core": identity() if device.kind == "cpu" else None,
+        "core": identity() if described.evidence.get("executor", {}).get("kind") == "native" else None,
         "engine": {"family": described.family, "dtype": described.dtype, "source": described.source["digest"]},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -167,10 +168,11 @@ def python_of(peer: Peer, environments: Path) -> Path | None:
 
 
 def installed(peer: Peer, python: Path | None) -> str:
-    """Its package and version beside the Python that runs it, by the folder's name; "" if there is none."""
+    """Its package's version, and a digest of all packages' beside the Python that runs it; "" if there is none."""
     places = () if python is None else python.parent.parent.glob("lib/python3*/site-packages")
-    names = sorted(found.name for place in places for found in place.glob(f"{peer.package}*.dist-info"))
-    return " ".join(name.removesuffix(".dist-info") for name in names)
+    names = sorted(found.stem for place in places for found in place.glob("*.dist-info"))
+    own = [name for name in names if name.rpartition("-")[0] == peer.package]
+    return " ".join([*own, hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]]) if names else ""
 
 
 def default_environments() -> Path:

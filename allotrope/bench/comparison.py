@@ -13,7 +13,7 @@ from allotrope.artifact.manifest import digest
 from allotrope.bench import grid
 from allotrope.bench.catalogue import Peer, installed, python_of
 from allotrope.bench.floor import floors
-from allotrope.bench.grid import Cell
+from allotrope.bench.grid import Cell, Sample
 from allotrope.bench.journal import FILE, Journal
 from allotrope.bench.precision import formats, precision
 from allotrope.bench.runners import OURS, Runner, Wanted, candidates, groups
@@ -61,7 +61,7 @@ class Comparison:
             "engine": engine.manifest.source["digest"],
             "plan": digest(engine.path),
             "device": asdict(device),
-            "core": identity(),
+            "core": identity() if device.kind == "cpu" else None,
             "peers": {one.name: installed(one, python_of(one, asked.environments)) for one in asked.peers},
             "asked": {"beams": asked.beams, "seed": asked.seed, "threads": asked.threads, "precision": self.precision},
             "running": dict(asked.running or {}),
@@ -193,6 +193,7 @@ class Comparison:
             "peers": {
                 runner.name: {
                     "reason_absent": runner.reason,
+                    "absent": runner.absent,
                     **({"peer": runner.peer.name} if runner.peer else {}),
                     **runner.facts,
                 }
@@ -209,7 +210,7 @@ class Comparison:
         }
 
     def _cell(self, cell: Cell, turns: Turns, ceilings: Ceilings | None) -> dict[str, Any]:
-        samples = self.journal.samples(cell, OURS)
+        samples = self._samples(cell, self.ours, turns)
         ours, read = grid.figures(cell, samples), grid.read_rate(samples)
         if ceilings is not None and read is not None:  # memory as it was then, not as it once was
             ceilings = replace(ceilings, read_bytes_per_s=read, cache_read_bytes_per_s={})
@@ -227,8 +228,7 @@ class Comparison:
         }
 
     def _beside(self, cell: Cell, runner: Runner, turns: Turns) -> dict[str, Any]:
-        group = turns.groups.get(runner.name)
-        samples = [] if group is None else self.journal.samples(cell, runner.name, group)
+        samples, group = self._samples(cell, runner, turns), turns.groups.get(runner.name)
         reason = turns.reasons.get((cell, runner.name)) or (runner.reason if not samples else None)
         common = {"version": _version(runner), "format": runner.facts.get("format"), "reason_absent": reason}
         if not samples or reason:
@@ -250,13 +250,18 @@ class Comparison:
             "agreement": agreed,
         }
 
-    def raw(self) -> list[dict[str, Any]]:
+    def _samples(self, cell: Cell, runner: Runner, turns: Turns) -> list[Sample]:
+        """Those that count: not what was taken in other company before the run was stopped."""
+        companies = turns.companies if runner.peer is None else {turns.groups.get(runner.name)}
+        return [one for one in self.journal.samples(cell, runner.name) if one.group in companies]
+
+    def raw(self, turns: Turns) -> list[dict[str, Any]]:
         """Every sample, for keeping."""
         return [
             {**asdict(cell), "runner": runner.name, **sample.to_json()}
             for cell in self.cells
             for runner in (self.ours, *self.peers)
-            for sample in self.journal.samples(cell, runner.name)
+            for sample in self._samples(cell, runner, turns)
         ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.bench.catalogue import Peer, installed
-from allotrope.bench.exported import complete, facts_of, writing
+from allotrope.bench.exported import complete, facts_of, once, writing
 from allotrope.bench.workers import Worker, WorkerFailed
 from allotrope.units import bytes_text
 
@@ -18,27 +18,40 @@ def converted(
     peer: Peer, form: str, source: Path, python: Path, threads: int, said: Callable[[str], None]
 ) -> tuple[Path, float | None]:
     """The folder that the peer opens, and the seconds that converting took, now or once; WorkerFailed if it cannot."""
-    if peer.converter is None:
+    converter = peer.converter
+    if converter is None:
         return source, None
     folder, by = source.parent / f"{peer.name}-{form}", installed(peer, python)
-    if not complete(folder) or facts_of(folder).get("by", by) != by:
-        said(f"converting for {peer.name}, {form}")
+
+    def there() -> bool:
+        return complete(folder) and facts_of(folder).get("by", by) == by
+
+    def make() -> None:
         facts = dict[str, Any](by=by)
         with writing(folder, facts) as fresh:
-            # Some leave a whole second model in the temporary folder, which may be small: theirs is beside the result.
-            passing = fresh / ".passing"
-            passing.mkdir()
-            began = time.perf_counter()
-            worker = Worker(f"{peer.name}'s converter", python, peer.converter, threads=threads, temporary=passing)
-            try:
-                worker.ask("convert", source=str(source), target=str(fresh), form=form)
-            except WorkerFailed as failed:
-                raise _short_of_disk(failed, fresh, source) from failed
-            finally:
-                worker.kill()
-                shutil.rmtree(passing, ignore_errors=True)
-            facts["seconds"] = time.perf_counter() - began
+            said(f"converting for {peer.name}, {form}")
+            worker = f"{peer.name}'s converter", python, converter
+            facts["seconds"] = _convert(worker, threads, source, fresh, form)
+
+    once(there, make)
     return folder, float(facts_of(folder)["seconds"])
+
+
+def _convert(named: tuple[str, Path, str], threads: int, source: Path, fresh: Path, form: str) -> float:
+    """Seconds that it took."""
+    # Some leave a whole second model in the temporary folder, which may be small: theirs is beside the result.
+    passing = fresh / ".passing"
+    passing.mkdir()
+    began = time.perf_counter()
+    worker = Worker(*named, threads=threads, temporary=passing)
+    try:
+        worker.ask("convert", source=str(source), target=str(fresh), form=form)
+    except WorkerFailed as failed:
+        raise _short_of_disk(failed, fresh, source) from failed
+    finally:
+        worker.kill()
+        shutil.rmtree(passing, ignore_errors=True)
+    return time.perf_counter() - began
 
 
 def _short_of_disk(failed: WorkerFailed, fresh: Path, source: Path) -> WorkerFailed:

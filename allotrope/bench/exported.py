@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _SCHEME = 3  # change it when the same checkpoint is written in another way
 _SHARD = 2 << 30  # bytes
 _DONE = "complete.json"
+_PATIENCE_S = 0.2
 
 
 def conversions(digest: str) -> Path:
@@ -42,9 +45,21 @@ def complete(folder: Path) -> bool:
 @contextmanager
 def writing(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder to write a conversion into, which comes to be `folder` with its `facts`, whole or not at all."""
+    if not complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)
     with atomic.folder(folder, replaces=_DONE) as fresh:
         yield fresh
-        (fresh / _DONE).write_text(json.dumps(facts), encoding="utf-8")
+        atomic.sync_files(fresh)
+        atomic.write_file(fresh / _DONE, json.dumps(facts).encode())
+
+
+def once(there: Callable[[], bool], make: Callable[[], None]) -> None:
+    """Make it unless it is there; while another process makes it, wait."""
+    while not there():
+        try:
+            make()
+        except atomic.Busy:
+            time.sleep(_PATIENCE_S)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -56,12 +71,14 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def exported(model: Model) -> Path:
     """The folder of `model`, written now or kept from before."""
     folder = conversions(model.checkpoint.digest()) / "hf"
-    if complete(folder):
-        return folder
-    with writing(folder, {}) as fresh:
-        _write_config(model, fresh)
-        _write_weights(model, fresh)
-        _write_tokenizer(model.recipe.vocab, fresh)
+
+    def make() -> None:
+        with writing(folder, {}) as fresh:
+            _write_config(model, fresh)
+            _write_weights(model, fresh)
+            _write_tokenizer(model.recipe.vocab, fresh)
+
+    once(lambda: complete(folder), make)
     return folder
 
 

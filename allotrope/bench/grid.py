@@ -76,7 +76,7 @@ def _single(text: str) -> Cell:
 class Sample:
     """One turn: seconds to the first token, and to the last of as many; `foreign` is what others had of the CPU.
 
-    `group`: of the peers that it was taken in turns with, where memory did not hold them all at once.
+    `group` names the peers that it was taken in turns with: those that are there, and that memory holds at once.
     """
 
     ctx_s: float
@@ -84,7 +84,7 @@ class Sample:
     foreign: float
     peak_bytes: int
     read_bytes_per_s: float | None = None  # what memory gave just after, where that was looked at
-    group: int = 0
+    group: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -107,7 +107,7 @@ class Sample:
             float(data["foreign"]),
             int(data["peak_bytes"]),
             None if read is None else float(read),
-            int(data.get("group", 0)),
+            str(data.get("group", "")),
         )
 
 

@@ -18,7 +18,7 @@ class Journal:
     def __init__(self, path: Path, question: Mapping[str, Any], *, resume: bool) -> None:
         self._path = path
         self._samples: dict[tuple[Cell, str], list[Sample]] = {}
-        self._answers: dict[tuple[Cell, str, int], list[list[int]]] = {}
+        self._answers: dict[tuple[Cell, str, str], list[list[int]]] = {}
         asked = json.dumps(question, sort_keys=True)
         self.found = self._read(asked) if resume else 0
         if not self.found:
@@ -58,12 +58,12 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def samples(self, cell: Cell, runner: str, group: int | None = None) -> list[Sample]:
+    def samples(self, cell: Cell, runner: str, group: str | None = None) -> list[Sample]:
         """A runner's in a cell so far; those of one group of peers."""
         found = self._samples.get((cell, runner), [])
         return found if group is None else [one for one in found if one.group == group]
 
-    def answer(self, cell: Cell, runner: str, group: int) -> list[list[int]] | None:
+    def answer(self, cell: Cell, runner: str, group: str) -> list[list[int]] | None:
         """What it said to the first prompts that a group had in the cell."""
         return self._answers.get((cell, runner, group))
 

@@ -19,7 +19,10 @@ _COPIES = {"openvino": 2.0, "onnxruntime": 2.0, "ctranslate2": 1.2}  # of the fi
 
 @dataclass
 class Runner:
-    """One runtime in one format. `reason` says why it is not there, or not there any more."""
+    """One runtime in one format. `reason` says why it is not there, or not there any more.
+
+    `absent`: it cannot take part by what it is, it is not installed, or it failed; None: it is there.
+    """
 
     name: str
     script: str
@@ -31,6 +34,12 @@ class Runner:
     facts: dict[str, Any] = field(default_factory=dict)
     worker: Worker | None = None
     failures: int = 0
+    missing: str | None = None  # `cannot` or `not installed`, from the start
+
+    @property
+    def absent(self) -> str | None:
+        """Which kind of reason keeps it away."""
+        return self.missing or (None if self.reason is None else "failed")
 
     @property
     def need(self) -> int:
@@ -89,11 +98,12 @@ def candidates(wanted: Wanted, source: Callable[[], Path], said: Callable[[str],
     """
     for peer in wanted.peers:
         reason = peer.why_not(wanted.precision, wanted.device, wanted.model_type, wanted.beams)
-        python = python_of(peer, wanted.environments)
+        python, missing = python_of(peer, wanted.environments), "cannot"
         if reason is None and python is None:
             reason = f"not installed; run: {install_command(peer, wanted.environments)}"
+            missing = "not installed"
         if reason is not None or python is None:
-            yield Runner(peer.name, peer.script, None, peer=peer, reason=reason)
+            yield Runner(peer.name, peer.script, None, peer=peer, reason=reason, missing=missing)
             continue
         forms = peer.forms_for(wanted.precision, wanted.wide, wanted.device)
         for form in forms:

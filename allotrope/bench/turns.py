@@ -53,20 +53,24 @@ class Turns:
     ) -> None:
         self._asked, self._journal, self._said, self._done = asked, journal, said, done
         self.agreements: dict[tuple[Cell, str], dict[str, Any]] = {}
-        self._group = 0
-        self.groups: dict[str, int] = {}  # in which a runner takes part; the engine is in all
+        self._group, self._number = "", 0
+        self.companies: set[str] = set()  # the groups that were run
+        self.groups: dict[str, str] = {}  # in which a peer takes part; the engine is in all
         self.reasons: dict[tuple[Cell, str], str] = {}  # why a runner has no figures in a cell
 
     def run(self, ours: Runner, peers: Sequence[Runner], group: int = 0) -> None:
         """All cells with these peers, which are opened and closed here; the engine stays open, and has a turn beside
         everybody in every group."""
-        asked, self._group = self._asked, group
-        self.groups |= {runner.name: group for runner in peers}
+        asked, self._number = self._asked, group
         try:
             for runner in peers:
                 runner.try_open(asked.opening)
                 if runner.reason is not None:
                     self._said(f"{runner.name}: {runner.reason}")
+            there = [runner.name for runner in peers if runner.reason is None]
+            self._group = " ".join(there)  # in other company, after a stop, all turns are taken anew
+            self.companies.add(self._group)
+            self.groups |= dict.fromkeys(there, self._group)
             for cell in asked.cells:
                 everybody = [ours, *peers]
                 for repeat in range(asked.repeat):
@@ -119,8 +123,8 @@ class Turns:
     ) -> list[list[int]]:
         """Random tokens, the same for everybody."""
         asked = self._asked
-        turn = self._group * asked.repeat + repeat
-        random = np.random.default_rng([asked.seed, cell.batch, cell.input, cell.output, turn, part])
+        drawn_for = (cell.batch, cell.input, cell.output, self._number, repeat, part)
+        random = np.random.default_rng([asked.seed, *drawn_for])
         least = min(3, asked.vocab - 1)  # what comes before are the ends and beginnings of texts, most often
         drawn = random.integers(least, asked.vocab, (batch or cell.batch, length or cell.input))
         return [[int(token) for token in row] for row in drawn]

@@ -14,7 +14,6 @@ import torch
 
 from allotrope import __version__, native, settings, tokenizers
 from allotrope.artifact import layout, manifest, results
-from allotrope.artifact.engine import Engine
 from allotrope.artifact.manifest import Manifest
 from allotrope.artifact.plan import Plan
 from allotrope.artifact.problems import Load, problem
@@ -134,7 +133,7 @@ def build(
         writer.tokenizer(kept)
         with progress(1, "checking the whole model"):
             whole = check_whole(writer.preview(described), lowered, device, options)
-        fetched = _fetched(writer.preview(described), device, options, progress)
+        fetched = _fetched(selection, device, options, progress)
         evidence = {
             **described.evidence,
             "quantisation": narrowed.to_json(),
@@ -154,12 +153,12 @@ def build(
     return Built(Path(out), described, time.perf_counter() - began, peak.bytes())
 
 
-def _fetched(engine: Engine, device: Device, options: BuildOptions, progress: Progress) -> dict[str, Any] | None:
+def _fetched(selection: Selection, device: Device, options: BuildOptions, progress: Progress) -> dict[str, Any] | None:
     """Into which cache the native core should fetch weights ahead, and what says so."""
-    if engine.manifest.evidence["executor"]["kind"] != "native" or options.tune == "off":
+    if selection.not_native or options.executor != "native" or options.tune == "off":
         return None
-    with progress(1, "timing whole steps"):
-        return fetching.timed(engine, device, options)
+    with progress(1, "timing how weights are fetched"):
+        return fetching.timed(selection.plan, device, options)
 
 
 def seeded(ref: str, options: BuildOptions) -> str:

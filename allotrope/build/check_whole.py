@@ -20,7 +20,6 @@ import torch
 from allotrope.artifact.engine import Engine
 from allotrope.artifact.plan import Call, Plan
 from allotrope.build.options import BuildOptions
-from allotrope.build.steps import PAGE_SIZE, step
 from allotrope.errors import BuildError
 from allotrope.hw.device import Device
 from allotrope.ops import check
@@ -30,6 +29,7 @@ from allotrope.quant.cache import with_cache
 from allotrope.runtime.eager import EagerExecutor
 from allotrope.runtime.step import WANT_ALL, StepInput
 
+_PAGE_SIZE = 16
 _PROMPTS = (21, 6, 1)  # ragged, over a page's border, and as short as can be
 
 
@@ -98,7 +98,7 @@ def _logits(
         engine,
         device=device,
         pages=requests * steps[0].pages.shape[1],
-        page_size=PAGE_SIZE,
+        page_size=_PAGE_SIZE,
         max_tokens=max(len(step.tokens) for step in steps),
         max_requests=requests,
         plan=plan,
@@ -114,9 +114,34 @@ def _steps(plan: Plan, seed: int) -> list[StepInput]:
     """All prompts in one step, then one more token for each."""
     random = np.random.default_rng(seed)
     lengths = np.array([max(1, min(length, plan.max_len - 1)) for length in _PROMPTS], np.int32)
-    pages = -(-(max(_PROMPTS) + 1) // PAGE_SIZE)
-    all_ = {"want": np.full(len(lengths), WANT_ALL, np.uint8), "prompt_lens": lengths}
-    prompts = step(plan, random, np.zeros_like(lengths), lengths, pages, **all_)
     if plan.max_len == 1:
-        return [prompts]
-    return [prompts, step(plan, random, lengths, np.ones_like(lengths), pages, **all_)]
+        return [_step(plan, random, np.zeros_like(lengths), lengths, lengths)]
+    ones = np.ones_like(lengths)
+    return [
+        _step(plan, random, np.zeros_like(lengths), lengths, lengths),
+        _step(plan, random, lengths, ones, lengths),
+    ]
+
+
+def _step(plan: Plan, random: np.random.Generator, first: Any, counts: Any, prompts: Any) -> StepInput:
+    rows = len(counts)
+    pages = -(-(max(_PROMPTS) + 1) // _PAGE_SIZE)
+    zeros = np.zeros(rows, np.float32)
+    return StepInput(
+        slots=np.arange(rows, dtype=np.int32),
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        first=first.astype(np.int32),
+        tokens=random.integers(0, plan.vocab, int(counts.sum()), dtype=np.int32),
+        # handed out backwards, so that a page's number never happens to be its place
+        pages=np.arange(rows * pages, dtype=np.int32)[::-1].reshape(rows, pages).copy(),
+        want=np.full(rows, WANT_ALL, np.uint8),
+        sample=np.zeros(rows, np.bool_),
+        prompt_lens=prompts.astype(np.int32),
+        temperature=zeros,
+        top_k=np.zeros(rows, np.int32),
+        top_p=zeros + 1,
+        min_p=zeros,
+        seeds=np.zeros(rows, np.int64),
+        candidates=np.zeros(rows, np.int32),
+        page_copies=np.zeros((0, 2), np.int32),
+    )

@@ -1,85 +1,92 @@
-"""Into which cache weights are best fetched ahead: whole steps of the engine, timed both ways in turns.
+"""Into which cache the native core fetches weights ahead: its largest layer, timed both ways in turns.
 
-Where memory bounds a step, a CPU keeps more of it busy by way of the nearest cache or of the second, and which, neither
-its name nor its instructions say for certain. It changes no bit. Tiles are not timed: a tile's sums fill the registers
-of its instruction set, and smaller ones only read more. Nor are threads: other processes come and go, so a running
-program asks again all the time how many are fastest (`native/core/pace.h`).
+A CPU keeps more of memory busy by way of the nearest cache or of the second, and which, neither its name nor its
+instructions say for certain; no bit depends on it. Two things beside the tactics are not timed: tiles, whose sums fill
+the registers of their instruction set (a smaller one only reads more), and threads: other processes come and go, so a
+running program asks again all the time how many are fastest (`native/core/pace.h`).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from allotrope import native
-from allotrope.artifact.engine import Engine
 from allotrope.artifact.manifest import FETCH
+from allotrope.artifact.plan import Plan
 from allotrope.build.options import BuildOptions
-from allotrope.build.steps import PAGE_SIZE, step
+from allotrope.build.stage import Stage
+from allotrope.build.tasks import Task, tasks
 from allotrope.hw.device import Device
-from allotrope.runtime.native import NativeExecutor
-from allotrope.runtime.step import WANT_LAST, StepInput
+from allotrope.hw.timer import Run
+from allotrope.ops import registry
+from allotrope.ops.native import NativeTactic
 
 NEAR, FAR = FETCH
-_ROUNDS = {"full": 15, "fast": 5}
-_BUDGET_S = {"full": 2.0, "fast": 0.4}  # after which no further round begins, if there were three
-_SETTLING_S = {"full": 5.0, "fast": 0.0}  # that weights may take to move to where a running engine reads them
-_TURN_S = 0.01
-_LEAST_ROUNDS = 3
+_ROUNDS = {"full": 25, "fast": 9}
+_BUDGET_S = 1.0  # after which no further round begins
+_TURN_S = 0.005  # more than it takes to read all that the stage has of weights, so that none is still in a cache
 _LEAST_GAIN = 0.02  # below that the guess for such CPUs stands, so that two builds agree
+_MOST_VALUES = 1 << 22  # of a weight that is drawn at random; the rest repeats it
 
 
-def timed(engine: Engine, device: Device, options: BuildOptions) -> dict[str, Any]:
-    """The choice, and the seconds of a step that it rests on."""
-    plan, random = engine.manifest.plan, np.random.default_rng(options.seed)
-    first = min(PAGE_SIZE, plan.max_len - 1)
-    asked = step(plan, random, [first], [1], 2, want=np.full(1, WANT_LAST, np.uint8), sample=np.ones(1, np.bool_))
-    executor = NativeExecutor(
-        engine, device=device, pages=2, page_size=PAGE_SIZE, max_tokens=1, threads=options.threads or None
-    )
-    try:
-        return _timed(executor, asked, options.tune)
-    finally:
-        executor.close()
+def timed(plan: Plan, device: Device, options: BuildOptions) -> dict[str, Any] | None:
+    """The choice, and what it rests on; None where there is no layer to time."""
+    largest = max((task for task in tasks(plan, options.tune) if _is_layer(plan, task)), key=_bytes, default=None)
+    if largest is None:
+        return None
+    tactic = _tactic(plan, largest)
+    stage = Stage.of(largest.problems[0], device, options.seed, _MOST_VALUES)
+    found = compared(stage.series(tactic), native.find().core, _ROUNDS[options.tune])
+    return {**found, "path": largest.paths[0]}
 
 
-def _timed(executor: NativeExecutor, asked: StepInput, effort: str) -> dict[str, Any]:
-    began = time.perf_counter()
-    each = _seconds(executor, asked, 1)
-    while executor.settling and time.perf_counter() - began < _SETTLING_S[effort]:
-        each = _seconds(executor, asked, 1)
-    steps = max(1, min(1000, int(_TURN_S / max(each, 1e-9))))
+def compared(run: Run, core: Any, rounds: int) -> dict[str, Any]:
+    """Both ways in turns, beginning with each in turn; seconds of a call are medians."""
+    calls, place = 1, 0
+    for _ in range(3):  # the first pays for what happens once
+        calls = max(1, min(10_000, math.ceil(_TURN_S / max(run(place, calls) / calls, 1e-9))))
+        place += calls
     took: dict[str, list[float]] = {NEAR: [], FAR: []}
     began = time.perf_counter()
-    for round_ in range(_ROUNDS[effort]):
-        for way in (NEAR, FAR) if round_ % 2 else (FAR, NEAR):
-            executor.fetch(way == NEAR)
-            took[way].append(_seconds(executor, asked, steps))
-        if len(took[NEAR]) >= _LEAST_ROUNDS and time.perf_counter() - began > _BUDGET_S[effort]:
-            break
-    medians = {way: statistics.median(seconds) for way, seconds in took.items()}
-    return {
-        "choice": choice(took[NEAR], took[FAR], native.find().core.fetches_near),
-        **medians,
-        "rounds": len(took[FAR]),
-    }
+    try:
+        for round_ in range(rounds):
+            for way in (NEAR, FAR) if round_ % 2 else (FAR, NEAR):
+                core.fetch(way == NEAR)
+                took[way].append(run(place, calls) / calls)
+                place += calls
+            if len(took[FAR]) >= 5 and time.perf_counter() - began > _BUDGET_S:
+                break
+    finally:
+        core.fetch(core.fetches_near)
+    return chosen(took, NEAR if core.fetches_near else FAR)
 
 
-def choice(near: list[float], far: list[float], guess: bool) -> str:
-    """The faster way, if it is faster than the guess by more than turns differ by chance."""
-    gains = sorted((a / b if guess else b / a) - 1.0 for a, b in zip(near, far, strict=True))
+def chosen(took: Mapping[str, list[float]], guess: str) -> dict[str, Any]:
+    """The other way, if it is faster than the guess by more than turns differ by chance."""
+    other = FAR if guess == NEAR else NEAR
+    gains = sorted(a / b - 1.0 for a, b in zip(took[guess], took[other], strict=True))
     quarter = len(gains) // 4
-    noise = (gains[-1 - quarter] - gains[quarter]) / 2.0
-    other = statistics.median(gains) > max(_LEAST_GAIN, noise)
-    return NEAR if guess != other else FAR
+    noise = max(_LEAST_GAIN, (gains[-1 - quarter] - gains[quarter]) / 2.0)
+    gain = statistics.median(gains)
+    medians = {way: statistics.median(seconds) for way, seconds in took.items()}
+    found = {"guess": guess, **medians, "gain": gain, "noise": noise, "rounds": len(gains)}
+    return {"choice": other if gain > noise else guess, **found}
 
 
-def _seconds(executor: NativeExecutor, asked: StepInput, steps: int) -> float:
-    """Of a step, the mean of so many."""
-    began = time.perf_counter()
-    for _ in range(steps):
-        executor.run(asked)
-    return (time.perf_counter() - began) / steps
+def _is_layer(plan: Plan, task: Task) -> bool:
+    return task.op.startswith("linear") and isinstance(_tactic(plan, task), NativeTactic)
+
+
+def _tactic(plan: Plan, task: Task) -> Any:
+    """What its calls' fewest rows are computed with."""
+    call = next(call for call in plan.calls if call.path == task.paths[0])
+    return registry.tactic(task.op, call.tactics[0][1])
+
+
+def _bytes(task: Task) -> float:
+    """Read by all of its calls for one row."""
+    return registry.contract(task.op).cost(task.problems[0]).bytes * len(task.paths)

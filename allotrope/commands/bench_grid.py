@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if ceilings is None:
         out.line("The limit is not known here: run allotrope doctor --measure")
     if kept:
-        _keep(folder, comparison, shown, args.command, out)
+        _keep(folder, comparison, shown, comparison.raw(turns), args.command, out)
     comparison.journal.forget()
     out.result(shown)
     return 0
@@ -168,14 +168,16 @@ def _print(shown: Mapping[str, Any], out: Output) -> None:
     )
 
 
-def _keep(folder: Path, comparison: Comparison, shown: Mapping[str, Any], command: str, out: Output) -> None:
+def _keep(
+    folder: Path, comparison: Comparison, shown: Mapping[str, Any], samples: Any, command: str, out: Output
+) -> None:
     from allotrope.artifact import results
     from allotrope.bench import keep, tables
 
     found_with = {
         "environment": results.environment(comparison.device, comparison.engine),
         **results.stamp(comparison.engine.path, command),
-        "samples": comparison.raw(),
+        "samples": samples,
     }
     path = keep.keep_all(folder, {**shown, **found_with})
     model = str(comparison.engine.manifest.source["path"])

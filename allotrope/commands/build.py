@@ -99,9 +99,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     executor = evidence["executor"]
     told = f" (not native: {executor['not_native']})" if kind == "cpu" and executor["not_native"] else ""
     out.sentence(f"executor: {executor['kind']}{told}")
-    if fetch := evidence["tuning"]["fetch"]:
-        ahead = "the nearest cache" if fetch["choice"] == "near" else "the second cache"
-        out.sentence(f"weights are fetched ahead into {ahead}: {_ways(fetch)}")
+    fetch = evidence["tuning"]["fetch"]
+    if fetch is not None:
+        out.sentence(_fetched(fetch))
     for name, reason in evidence["fusions"].items():
         out.sentence(f"fusion {name}: {reason}")
     varying = evidence["batch_variance"]["calls_without_row_class"]
@@ -128,6 +128,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "quantisation": evidence["quantisation"],
             "peak_memory_bytes": built.peak_memory_bytes,
             "executor": executor,
+            "fetch": fetch,
             "fusions": evidence["fusions"],
             "batch_variance": evidence["batch_variance"],
             "whole_model": whole,
@@ -178,9 +179,14 @@ def _time(seconds: float | None) -> str:
     return "" if seconds is None else time_text(seconds)
 
 
-def _ways(fetch: Mapping[str, Any]) -> str:
-    """What a step took with either."""
-    return f"a step takes {time_text(fetch['near'])} with the nearest, {time_text(fetch['far'])} with the second"
+def _fetched(fetch: Mapping[str, Any]) -> str:
+    """Into which cache weights are fetched ahead, and why."""
+    caches = {"near": "the nearest cache", "far": "the second cache"}
+    choice, guess = fetch["choice"], fetch["guess"]
+    other = "far" if guess == "near" else "near"
+    took = f"{fetch['path']} takes {time_text(fetch[guess])}, by way of {caches[other]} {time_text(fetch[other])}"
+    why = "which is faster here" if choice != guess else "as is best on such CPUs: the other is not clearly faster here"
+    return f"weights are fetched ahead into {caches[choice]}, {why} ({took})"
 
 
 def _short(value: float | None) -> str:

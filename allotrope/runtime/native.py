@@ -140,15 +140,6 @@ class NativeExecutor:
         logits = self._logits[:count]
         return StepOutput(tokens, logprobs, candidates, finite, scored, logits, ended - began, idle, timed)
 
-    def fetch(self, near: bool) -> None:
-        """From now on weights are fetched ahead into the nearest cache, or no further than into the second."""
-        self._core.fetch(near)
-
-    @property
-    def settling(self) -> bool:
-        """Whether weights still move."""
-        return self._settling.left > 0
-
     def read_rate(self) -> float:
         """Bytes a second at which our threads, doing nothing else, read the weights that every step reads: its limit,
         now and here. The faster of two goes counts, or of more where they are short."""

@@ -132,6 +132,7 @@ NB_MODULE(_core, module) {
     using namespace allotrope;
     module.attr("digest") = ALLOTROPE_DIGEST;  // of what the core was made of
     module.attr("fetches_near") = kFetchNear;  // where no builder has timed it
+    module.def("fetch", [](bool near) { __atomic_store_n(&fetch_near, near, __ATOMIC_RELAXED); });  // of calls outside programs
     // Of the one that is `chosen`, or of all if that is empty, it is asked whether the system gives what it needs.
     module.def("isas", [](const std::string& chosen) {
         std::vector<std::tuple<std::string, std::string>> found;
