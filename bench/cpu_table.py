@@ -86,7 +86,13 @@ def kept(path: Path) -> list[Line]:
     """Every line that was ever measured, oldest first."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut off while it was written
+            sys.stderr.write(f"{path}: line {number} is no result, and is left out\n")
+    return found
 
 
 def machine(line: Line) -> str:
@@ -117,7 +123,7 @@ def beside(line: Line) -> set[str]:
 
 def able(against: str, precision: str) -> set[str]:
     """Those of a list of peers that have such weights at all."""
-    return {name for name in against.split(",") if precision in catalogue.PEERS[name].forms}
+    return {peer.name for peer in catalogue.named(against) if precision in peer.forms}
 
 
 def done(lines: list[Line], shape: str, precision: str, against: str, threads: int | None) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from allotrope import settings
 from allotrope.artifact.engine import open_engine
 from allotrope.bench import catalogue, exported, floor, runners, tables
 from allotrope.bench.agreement import agreement, words
-from allotrope.bench.catalogue import PEERS
+from allotrope.bench.catalogue import PEERS, Peer
 from allotrope.bench.converted import converted
 from allotrope.bench.grid import Cell
 from allotrope.bench.peers import worker
@@ -25,6 +27,7 @@ from allotrope.bench.precision import formats, precision
 from allotrope.bench.runners import Runner
 from allotrope.bench.workers import WorkerFailed
 from allotrope.cli import main
+from allotrope.errors import CheckpointError
 from allotrope.hw.peaks import Ceilings
 from allotrope.models.model import open_model
 from tests.peers_kit import made_up
@@ -243,3 +246,55 @@ def test_one_of_two_that_convert_the_same_waits_for_the_other(tmp_path: Path, mo
         folders = [one.result()[0] for one in [pool.submit(converted, *asked) for _ in range(2)]]
     assert folders[0] == folders[1] and (folders[0] / "model").read_text() == "fp32"
     assert [path.name for path in sorted(source.parent.iterdir())] == ["hf", "slow-fp32"]
+
+
+def test_an_export_that_finds_no_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(str(tiny("llama", tmp_path / "model")))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exported, "_write_weights", full)
+    said = r"cannot be written for the peers: .*No space left on device; .* are left"
+    with pytest.raises(CheckpointError, match=said):
+        exported.exported(model)
+    assert not list(exported.conversions(model.checkpoint.digest()).iterdir())
+
+
+def test_a_peer_that_cannot_be_converted_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(tmp_path, monkeypatch, {"one": {}, "other": {}})
+
+    def kept(peer: Peer, *_: object) -> tuple[Path, float]:
+        if peer.name == "one":
+            raise OSError(30, "Read-only file system")
+        return tmp_path, 0.0
+
+    monkeypatch.setattr(runners, "converted", kept)
+    peers = tuple(catalogue.PEERS[name] for name in ("one", "other"))
+    wanted = runners.Wanted(peers, tmp_path, "fp32", "fp32", "cpu", "llama", 1, 1)
+    one, other = runners.candidates(wanted, lambda: tmp_path, print)
+    assert one.absent == "failed" and "Read-only" in str(one.reason)
+    assert other.reason is other.absent is None and other.folder == tmp_path
+
+
+def test_a_converter_ends_with_whoever_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(tmp_path, monkeypatch, {"slow": {"late": 60}})
+    script = catalogue.PEERS["slow"].script
+    code = (
+        "import sys, threading, time; from pathlib import Path; from allotrope.bench.workers import Worker\n"
+        f"w = Worker('x', Path(sys.executable), {script!r}, threads=1); print(w.pid, flush=True)\n"
+        f"w.ask('convert', source='', target={str(tmp_path)!r}, form='fp32')\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, process_group=0)
+    assert parent.stdout is not None
+    child = Path("/proc") / parent.stdout.readline().strip()
+    time.sleep(1.0)  # by then it is at work
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not child.exists() or "\nState:\tZ" in child.joinpath("status").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("it goes on")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +109,14 @@ def test_a_line_is_finished_here_with_this_core_beside_all_that_are_asked_for(ch
     threads = 64 if change == "threads" else None
     done = cpu_table.done([found], "llama-15m", "16" if change == "precision" else "8", asked, threads)
     assert done == (change in (None, "failed", "cannot"))
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "lines.jsonl"
+    results.write_text(json.dumps(line(hf=5.0)) + '\n{"shape": "llam')
+    assert len(cpu_table.kept(results)) == 1
+    assert "line 2 is no result, and is left out" in capsys.readouterr().err
+    assert cpu_table.able("hf, hf-compiled", "8") == {"hf"}
 
 
 def test_a_line_beside_fewer_peers_or_of_another_shape_takes_no_place() -> None:

@@ -19,7 +19,7 @@ import pytest
 from safetensors import safe_open
 
 from allotrope.artifact import layout, manifest
-from allotrope.artifact.engine import Engine, open_engine
+from allotrope.artifact.engine import Engine, open_engine, rebuild_command
 from allotrope.artifact.plan import Plan
 from allotrope.errors import EngineError
 from allotrope.hw.detect import detect
@@ -160,7 +160,7 @@ def test_what_is_no_engine(tmp_path: Path, engine: Path) -> None:
 def test_other_schemas_and_fields(engine: Path) -> None:
     original = engine_kit.load(engine)
     engine_kit.store(engine, {**original, "schema": 1})
-    assert "schema version 1, this Allotrope reads 3" in refusal(engine)
+    assert "schema version 1, this Allotrope reads 3; another version built it; build it again" in refusal(engine)
     engine_kit.store(engine, {**original, "extra": 1})
     assert "unknown field 'extra'" in refusal(engine)
     engine_kit.store(engine, {name: value for name, value in original.items() if name != "limits"})
@@ -263,3 +263,15 @@ def test_a_plan_survives_its_json(engine: Path) -> None:
     plan = open_engine(engine).manifest.plan
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert manifest.read(engine) == open_engine(engine).manifest
+
+
+def test_the_command_that_builds_it_anew_has_the_options_that_make_it_what_it_is(tmp_path: Path) -> None:
+    described = replace(
+        engine_kit.describe(lower(engine_kit.RECIPE, "fp32")),
+        options={"weights": "int4", "group_size": 64, "kv": "int8", "dtype": "auto"},
+    )
+    said = rebuild_command(described, tmp_path / "an engine")
+    asked = f"allotrope build random:kit -o '{tmp_path}/an engine' --weights int4 --group-size 64 --kv int8"
+    assert said == f"rebuild it: {asked}"
+    kept = replace(described, options={"keep": ["blocks.0.*=wide"], "asymmetric": True, "max_len": None})
+    assert rebuild_command(kept, Path("e")).endswith("-o e --asymmetric --keep 'blocks.0.*=wide'")

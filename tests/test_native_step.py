@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from allotrope import native
 from allotrope.runtime.step import WANT_ALL, Adjustments, StepInput
 from tests.engines import LLAMA
 from tests.native_kit import native_engine, native_executor, needs_core
@@ -83,6 +84,15 @@ def test_a_step_of_another_form_is_refused_and_let_go(
     with pytest.raises(error, match=says):
         core.launch(step, *outs.values())
     assert held(step, outs) == before
+
+
+def test_a_program_without_a_page_or_a_call_is_refused(core: Any) -> None:
+    make, isa = native.find().core.Program, native.find().isa
+    for given_ in ((0, 4, 64), (1, 0, 64), (1, 4, 0), (1, 4, -5)):
+        with pytest.raises(ValueError, match="a program needs a thread, and pages and a context of a token or more"):
+            make(isa, *given_)
+    with pytest.raises(ValueError, match="a choice belongs to a call"):
+        make(isa, 1, 4, 64).choice(1, "linear", [], [], [], "", [])
 
 
 def changed(name: str, at: int, value: int) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _bury_the_dead(parent: Path, stem: str, target: Path) -> None:
         if found and found[1] == "old" and not target.exists():
             path.rename(target)
         elif found:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # what a child of the dead still writes to is for the next build
 
 
 def _check_replaceable(target: Path, replaces: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shlex
 import warnings
 from pathlib import Path
 
@@ -88,9 +89,21 @@ def open_engine(path: Path | str, *, device: Device | None = None, check_digests
     return engine
 
 
+# What an engine was built with that makes it another one; the rest says how it is built.
+_MAKING = ("dtype", "weights", "group_size", "activations", "method", "kv", "max_kl", "calibration", "max_len")
+
+
 def rebuild_command(described: Manifest, folder: Path) -> str:
     """What to type to build the same engine anew."""
-    return f"rebuild it: allotrope build {described.source['path']} -o {folder}"
+    asked = described.options
+    words = ["allotrope", "build", str(described.source["path"]), "-o", str(folder)]
+    for name in _MAKING:
+        if (value := asked.get(name)) not in (None, "auto"):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--asymmetric"] if asked.get("asymmetric") else []
+    if keep := asked.get("keep"):
+        words += ["--keep", *map(str, keep)]
+    return f"rebuild it: {shlex.join(words)}"
 
 
 def _check_device(described: Manifest, folder: Path, device: Device | None) -> None:

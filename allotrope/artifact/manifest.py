@@ -72,7 +72,8 @@ def read(folder: Path) -> Manifest:
     data = _object(content, path)
     schema = data.get("schema")
     if schema != SCHEMA:
-        raise EngineError(f"schema version {schema!r}, this Allotrope reads {SCHEMA}", where=str(path), remedy=REBUILD)
+        problem = f"schema version {schema!r}, this Allotrope reads {SCHEMA}"
+        raise EngineError(problem, where=str(path), remedy="another version built it; build it again")
     head = _HEAD.match(content)
     if head is None or digests.of_bytes(content[head.end() :]) != head[1].decode():
         raise EngineError("its content does not match its own digest", where=str(path), remedy=REBUILD)

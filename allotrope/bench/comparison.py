@@ -63,9 +63,16 @@ class Comparison:
             "device": asdict(device),
             "core": identity() if device.kind == "cpu" else None,
             "peers": {one.name: installed(one, python_of(one, asked.environments)) for one in asked.peers},
-            "asked": {"beams": asked.beams, "seed": asked.seed, "threads": asked.threads, "precision": self.precision},
+            "asked": {
+                "warmup": asked.warmup,
+                "beams": asked.beams,
+                "seed": asked.seed,
+                "threads": asked.threads,
+                "precision": self.precision,
+            },
             "running": dict(asked.running or {}),
             "longest": self._longest,
+            "batch": max(cell.batch for cell in self.cells),  # workers are opened for both
             "original": asked.original,  # of the peers
         }
         self.journal = Journal(folder / FILE, question, resume=asked.resume)
@@ -128,7 +135,7 @@ class Comparison:
     def _exported(self) -> Path:
         from allotrope.bench.exported import exported
 
-        return exported(self._original())
+        return exported(self._original(), self._said)
 
     def measure(self, done: Callable[[], object] = lambda: None) -> Turns:
         """All turns; the peers in as many groups as memory asks for."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allotrope.bench.catalogue import Peer, installed
-from allotrope.bench.exported import complete, facts_of, once, writing
+from allotrope.bench.exported import complete, facts_of, once
 from allotrope.bench.workers import Worker, WorkerFailed
 from allotrope.units import bytes_text
 
@@ -26,14 +26,12 @@ def converted(
     def there() -> bool:
         return complete(folder) and facts_of(folder).get("by", by) == by
 
-    def make() -> None:
-        facts = dict[str, Any](by=by)
-        with writing(folder, facts) as fresh:
-            said(f"converting for {peer.name}, {form}")
-            worker = f"{peer.name}'s converter", python, converter
-            facts["seconds"] = _convert(worker, threads, source, fresh, form)
+    def fill(fresh: Path) -> dict[str, Any]:
+        said(f"converting for {peer.name}, {form}")
+        worker = f"{peer.name}'s converter", python, converter
+        return {"by": by, "seconds": _convert(worker, threads, source, fresh, form)}
 
-    once(there, make)
+    once(folder, there, fill, said)
     return folder, float(facts_of(folder)["seconds"])
 
 

@@ -12,13 +12,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allotrope import settings
 from allotrope.artifact import atomic
 from allotrope.errors import CheckpointError
+from allotrope.units import bytes_text
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ _SCHEME = 3  # change it when the same checkpoint is written in another way
 _SHARD = 2 << 30  # bytes
 _DONE = "complete.json"
 _PATIENCE_S = 0.2
+Said = Callable[[str], None]
 
 
 def conversions(digest: str) -> Path:
@@ -42,23 +43,30 @@ def complete(folder: Path) -> bool:
     return (folder / _DONE).is_file()
 
 
-@contextmanager
-def writing(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
-    """A folder to write a conversion into, which comes to be `folder` with its `facts`, whole or not at all."""
-    if not complete(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    with atomic.folder(folder, replaces=_DONE) as fresh:
-        yield fresh
-        atomic.sync_files(fresh)
-        atomic.write_file(fresh / _DONE, json.dumps(facts).encode())
+class _There(Exception):
+    """It has come meanwhile."""
 
 
-def once(there: Callable[[], bool], make: Callable[[], None]) -> None:
-    """Make it unless it is there; while another process makes it, wait."""
+def once(folder: Path, there: Callable[[], bool], fill: Callable[[Path], dict[str, Any]], said: Said) -> None:
+    """Have `folder` filled, and what `fill` gives noted in it, whole or not at all; unless it is there.
+
+    While another process fills it, wait.
+    """
+    waited = False
     while not there():
         try:
-            make()
-        except atomic.Busy:
+            with atomic.folder(folder, replaces=_DONE) as fresh:
+                if there():
+                    raise _There
+                facts = fill(fresh)
+                atomic.sync_files(fresh)
+                atomic.write_file(fresh / _DONE, json.dumps(facts).encode())
+        except _There:
+            return
+        except atomic.Busy as busy:
+            if not waited:
+                said(f"waiting: {busy.problem}, {folder}")
+            waited = True
             time.sleep(_PATIENCE_S)
 
 
@@ -68,17 +76,25 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def exported(model: Model) -> Path:
+def exported(model: Model, said: Said = lambda _: None) -> Path:
     """The folder of `model`, written now or kept from before."""
     folder = conversions(model.checkpoint.digest()) / "hf"
 
-    def make() -> None:
-        with writing(folder, {}) as fresh:
+    def fill(fresh: Path) -> dict[str, Any]:
+        from safetensors import SafetensorError
+
+        try:
             _write_config(model, fresh)
             _write_weights(model, fresh)
             _write_tokenizer(model.recipe.vocab, fresh)
+        except (OSError, SafetensorError) as error:
+            left = bytes_text(shutil.disk_usage(fresh).free)
+            raise CheckpointError(
+                f"cannot be written for the peers: {error}; {left} are left", where=str(folder)
+            ) from error
+        return {}
 
-    once(lambda: complete(folder), make)
+    once(folder, lambda: complete(folder), fill, said)
     return folder
 
 

@@ -38,8 +38,12 @@ class Journal:
                 break
         if not kept or kept[0] != {"question": asked}:
             return 0
-        for line in kept[1:]:
-            self._take(Cell(*line["cell"]), line["runner"], Sample.from_json(line), line.get("tokens"))
+        for place, line in enumerate(kept[1:], 1):
+            try:
+                self._take(Cell(*line["cell"]), line["runner"], Sample.from_json(line), line.get("tokens"))
+            except (TypeError, KeyError, ValueError):
+                del kept[place:]
+                break
         text = "".join(json.dumps(line) + "\n" for line in kept)
         self._path.write_text(text, encoding="utf-8")
         return len(kept) - 1

@@ -10,6 +10,7 @@ from typing import Any
 from allotrope.bench.catalogue import Peer, install_command, python_of
 from allotrope.bench.converted import converted, size
 from allotrope.bench.workers import Worker, WorkerFailed
+from allotrope.errors import BuildError
 
 OURS = "allotrope"
 _SHARE = 0.85  # of the free memory that workers may take together
@@ -108,11 +109,11 @@ def candidates(wanted: Wanted, source: Callable[[], Path], said: Callable[[str],
         forms = peer.forms_for(wanted.precision, wanted.wide, wanted.device)
         for form in forms:
             name = peer.name if form == forms[0] else f"{peer.name}:{form}"
-            runner = Runner(name, peer.script, form, python, peer=peer)
+            runner, folder = Runner(name, peer.script, form, python, peer=peer), source()
             try:
-                runner.folder, seconds = converted(peer, form, source(), python, wanted.threads, said)
+                runner.folder, seconds = converted(peer, form, folder, python, wanted.threads, said)
                 runner.facts |= {"conversion_s": seconds, "bytes": size(runner.folder)}
-            except WorkerFailed as error:
+            except (WorkerFailed, BuildError, OSError) as error:
                 runner.reason = str(error)
             yield runner
 

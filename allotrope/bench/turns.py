@@ -68,7 +68,7 @@ class Turns:
                 if runner.reason is not None:
                     self._said(f"{runner.name}: {runner.reason}")
             there = [runner.name for runner in peers if runner.reason is None]
-            self._group = " ".join(there)  # in other company, after a stop, all turns are taken anew
+            self._group = " ".join(sorted(there))  # in other company, after a stop, all turns are taken anew
             self.companies.add(self._group)
             self.groups |= dict.fromkeys(there, self._group)
             for cell in asked.cells:

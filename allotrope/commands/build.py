@@ -183,10 +183,11 @@ def _fetched(fetch: Mapping[str, Any]) -> str:
     """Into which cache weights are fetched ahead, and why."""
     caches = {"near": "the nearest cache", "far": "the second cache"}
     choice, guess = fetch["choice"], fetch["guess"]
-    other = "far" if guess == "near" else "near"
-    took = f"{fetch['path']} takes {time_text(fetch[guess])}, by way of {caches[other]} {time_text(fetch[other])}"
-    why = "which is faster here" if choice != guess else "as is best on such CPUs: the other is not clearly faster here"
-    return f"weights are fetched ahead into {caches[choice]}, {why} ({took})"
+    other = "far" if choice == "near" else "near"
+    usual = "as is usual for this kind of CPU" if choice == guess else "though that is not usual for this kind of CPU"
+    took = f"{time_text(fetch[choice])}, with {caches[other]} {time_text(fetch[other])}"
+    doubt = "; no clear difference" if choice == guess and abs(fetch["gain"]) <= fetch["noise"] else ""
+    return f"weights are prefetched into {caches[choice]}, {usual} (largest layer, {fetch['path']}: {took}{doubt})"
 
 
 def _short(value: float | None) -> str:

@@ -44,7 +44,7 @@ def find() -> Found:
             if missing
             else f"it does not load: {error}"
         )
-    if not hasattr(core, "workspace"):
+    if not hasattr(core, "fetches_near"):  # what it came to have last
         return Found(why="it is of an older version; make native, or pip install anew")
     asked = settings.isa()
     lacking = dict(core.isas(asked or ""))

@@ -40,6 +40,8 @@ def _two_answers(findings: Findings) -> list[str]:
     word = findings.implementation
     if word is not None:
         means = "it does not compute what its own weights say" if word in (CLOSE, DEGRADED) else _MEANS[word]
+        if word == IDENTICAL:  # of codes a word may fall either way where two are equally likely
+            means = "every block within the numerics policy, every token its weights' own or as likely within the noise"
         lines += _wrapped(f"  implementation: {word}; {means}", indent=4)
     if findings.cost is not None:
         lines += _cost_lines(findings.cost)

@@ -61,6 +61,8 @@ Program::Program(const Isa& isa, int threads, int64_t page_size, int64_t longest
       longest_(longest),
       finite_(find_kernel(isa, "finite")),
       scores_(find_kernel(isa, "scores")) {
+    if (threads < 1 || page_size < 1 || longest < 1)
+        throw std::invalid_argument("a program needs a thread, and pages and a context of a token or more");
     new_slot();  // slot 0: absent
 }
 
@@ -143,6 +145,7 @@ void Program::behind(int out, int residual, int curve, bool gated) {
 void Program::choice(int64_t bound, const std::string& kernel, const std::vector<double>& numbers,
                      const std::vector<int>& ins, const std::vector<int>& outs, const std::string& prelude,
                      const std::vector<double>& key) {
+    if (calls_.empty()) throw std::invalid_argument("a choice belongs to a call");
     auto made = std::make_unique<Choice>();
     made->bound = bound;
     made->kernel = find_kernel(isa_, kernel);

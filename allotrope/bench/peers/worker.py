@@ -6,10 +6,12 @@ worker takes nothing from one that is measured. An error ends it; its last words
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 _PIECE = 1 << 24
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _FIRST = 8  # tokens of the prompt that the first token is timed with
 _FOREIGN = 0.08  # of a core: more than that by other processes, and a sample is taken again
 _TRIES = 3
@@ -25,6 +28,7 @@ _SHORT_S = 0.25
 
 def main() -> None:
     """Serve until stdin ends."""
+    _end_with_parent()
     # Libraries print; what they say goes to stderr, and only answers to where answers are read.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -34,6 +38,16 @@ def main() -> None:
         answer = getattr(worker, f"do_{request.pop('do')}")(**request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _end_with_parent() -> None:
+    """A request that takes minutes must not outlive who asked; elsewhere than on Linux the end of stdin has to do."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended meanwhile
+        sys.exit(1)
 
 
 def _script(path: Path) -> ModuleType:
