@@ -1,8 +1,8 @@
 """Into which cache the native core fetches weights ahead: its largest layer, timed both ways in turns.
 
 A CPU keeps more of memory busy by way of the nearest cache or of the second, and which, neither its name nor its
-instructions say for certain; no bit depends on it. Two things beside the tactics are not timed: tiles, whose sums fill
-the registers of their instruction set (a smaller one only reads more), and threads: other processes come and go, so a
+instructions say for certain; no bit depends on it. Two things are not timed here: tiles, whose sizes were measured once
+for each instruction set and are compiled in (`native/core/tiles.h`), and threads: other processes come and go, so a
 running program asks again all the time how many are fastest (`native/core/pace.h`).
 """
 

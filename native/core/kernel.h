@@ -24,8 +24,8 @@
 namespace allotrope {
 
 // Whether what is read next is fetched into the nearest cache, or no further than into the second: which of them keeps more
-// of memory busy is the CPU's. The builder times a model's steps both ways; where nobody did, kFetchNear is the guess:
-// CPUs that have AMX read a tenth faster by way of the second.
+// of memory busy is the CPU's. The builder times a model's largest layer both ways; where nobody did, kFetchNear is the
+// guess: steps on one CPU with AMX were a tenth faster by way of the second.
 extern const bool kFetchNear;
 extern bool fetch_near;  // of the program that computes; a hint, so any thread's word will do, read and written atomically
 
